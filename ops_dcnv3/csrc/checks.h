@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+// From tensors to a Geometry. The Python function checks the same with better error
+// types; this keeps a direct caller of torch.ops from reading out of bounds.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "geometry.h"
+
+namespace dcnv3 {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The non-tensor arguments of both operators, as the dispatcher hands them over.
+struct Settings {
+  const std::vector<int64_t>& kernel_size;
+  const std::vector<int64_t>& stride;
+  const std::vector<int64_t>& padding;
+  const std::vector<int64_t>& dilation;
+  int64_t groups;
+  double offset_scale;
+  bool remove_center;
+};
+
+inline std::string shape_text(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + ")";
+}
+
+inline void check_shape(
+    const char* name,
+    const Tensor& tensor,
+    const std::vector<int64_t>& expected) {
+  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
+  std::string text;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(expected[i]);
+    same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
+  }
+  STD_TORCH_CHECK(
+      same, name, ": expected (", text, "), got ", shape_text(tensor));
+}
+
+inline void check_pair(
+    const char* name,
+    const std::vector<int64_t>& pair,
+    int64_t minimum) {
+  // The upper bound keeps every product of two settings far from overflow.
+  constexpr int64_t kMaximum = int64_t{1} << 24;
+  STD_TORCH_CHECK(
+      pair.size() == 2 && pair[0] >= minimum && pair[1] >= minimum &&
+          pair[0] <= kMaximum && pair[1] <= kMaximum,
+      name,
+      ": expected an (h, w) pair in [",
+      minimum,
+      ", ",
+      kMaximum,
+      "]");
+}
+
+inline Geometry make_geometry(
+    const Tensor& input,
+    const Tensor& offset,
+    const Tensor& mask,
+    const Settings& settings) {
+  check_pair("kernel_size", settings.kernel_size, 1);
+  check_pair("stride", settings.stride, 1);
+  check_pair("padding", settings.padding, 0);
+  check_pair("dilation", settings.dilation, 1);
+  STD_TORCH_CHECK(
+      input.dim() == 4,
+      "input: expected 4 dimensions (N, H, W, C), got ",
+      shape_text(input));
+  STD_TORCH_CHECK(
+      settings.groups > 0 && input.size(3) > 0 &&
+          input.size(3) % settings.groups == 0,
+      "groups: expected a divisor of ",
+      input.size(3),
+      " channels, got ",
+      settings.groups);
+  const int64_t taps = settings.kernel_size[0] * settings.kernel_size[1];
+  STD_TORCH_CHECK(
+      taps <= std::numeric_limits<int32_t>::max() &&
+          (!settings.remove_center ||
+           (taps > 1 && settings.kernel_size[0] % 2 == 1 &&
+            settings.kernel_size[1] % 2 == 1)),
+      "kernel_size: expected fewer than 2^31 taps and, with remove_center, odd "
+      "sides and more than one tap");
+
+  Geometry g;
+  g.batch = input.size(0);
+  g.height = input.size(1);
+  g.width = input.size(2);
+  g.groups = settings.groups;
+  g.group_channels = input.size(3) / settings.groups;
+  g.kernel_h = static_cast<int32_t>(settings.kernel_size[0]);
+  g.kernel_w = static_cast<int32_t>(settings.kernel_size[1]);
+  g.stride_h = settings.stride[0];
+  g.stride_w = settings.stride[1];
+  g.pad_h = settings.padding[0];
+  g.pad_w = settings.padding[1];
+  g.dilation_h = settings.dilation[0];
+  g.dilation_w = settings.dilation[1];
+  g.offset_scale = settings.offset_scale;
+  g.remove_center = settings.remove_center;
+  const auto out_size = [](int64_t size, int64_t kernel, int64_t stride,
+                           int64_t pad, int64_t dilation) {
+    const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
+    return room < 0 ? 0 : room / stride + 1;
+  };
+  g.out_height =
+      out_size(g.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h);
+  g.out_width =
+      out_size(g.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
+  STD_TORCH_CHECK(
+      g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0,
+      "input: an empty output comes from ",
+      shape_text(input),
+      " with these settings");
+  const int64_t points = g.groups * g.points();
+  check_shape(
+      "offset", offset, {g.batch, g.out_height, g.out_width, points * 2});
+  check_shape("mask", mask, {g.batch, g.out_height, g.out_width, points});
+  STD_TORCH_CHECK(
+      offset.get_device_index() == input.get_device_index() &&
+          mask.get_device_index() == input.get_device_index() &&
+          offset.is_cuda() == input.is_cuda() &&
+          mask.is_cuda() == input.is_cuda(),
+      "offset, mask: expected the device of input");
+  STD_TORCH_CHECK(
+      mask.scalar_type() == offset.scalar_type(),
+      "mask: expected the dtype of offset");
+  return g;
+}
+
+inline void check_grad_output(
+    const Tensor& grad_output,
+    const Tensor& input,
+    const Geometry& g) {
+  check_shape(
+      "grad_output",
+      grad_output,
+      {g.batch, g.out_height, g.out_width, g.channels()});
+  STD_TORCH_CHECK(
+      grad_output.scalar_type() == input.scalar_type() &&
+          grad_output.is_cuda() == input.is_cuda() &&
+          grad_output.get_device_index() == input.get_device_index(),
+      "grad_output: expected the dtype and device of input");
+}
+
+// Call launch.template operator()<scalar_t, point_t>() for the dtypes of features
+// and of offsets. A functor with template parameters, as the dispatch macros of
+// PyTorch split their body at commas.
+template <typename Launch>
+void dispatch_dtypes(ScalarType scalar, ScalarType point, const Launch& launch) {
+  const bool same = scalar == point;
+  const bool float_points = point == ScalarType::Float;
+  if (same && scalar == ScalarType::Double) {
+    launch.template operator()<double, double>();
+  } else if (same && scalar == ScalarType::Float) {
+    launch.template operator()<float, float>();
+  } else if (same && scalar == ScalarType::Half) {
+    launch.template operator()<c10::Half, c10::Half>();
+  } else if (float_points && scalar == ScalarType::Half) {
+    launch.template operator()<c10::Half, float>();
+  } else if (same && scalar == ScalarType::BFloat16) {
+    launch.template operator()<c10::BFloat16, c10::BFloat16>();
+  } else if (float_points && scalar == ScalarType::BFloat16) {
+    launch.template operator()<c10::BFloat16, float>();
+  } else {
+    STD_TORCH_CHECK(
+        false,
+        "input: expected float64, float32, bfloat16 or float16, with an offset of "
+        "the same dtype or, in half precision, float32");
+  }
+}
+
+} // namespace dcnv3

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU kernels, compiled once per instruction set (kernels_*.cpp). Each works on a
+// range of independent items; dcnv3_cpu.cpp chooses the instruction set and spreads
+// the items over threads.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "../geometry.h"
+
+namespace dcnv3 {
+
+template <typename scalar_t, typename point_t>
+struct ForwardPointers {
+  const scalar_t* input;
+  const point_t* offset;
+  const point_t* mask;
+  scalar_t* output;
+};
+
+// grad_input must be zero at the start.
+template <typename scalar_t, typename point_t>
+struct BackwardPointers {
+  const scalar_t* input;
+  const point_t* offset;
+  const point_t* mask;
+  const scalar_t* grad_output;
+  scalar_t* grad_input;
+  point_t* grad_offset;
+  point_t* grad_mask;
+};
+
+// forward: an item is a row of the output, (n, ho).
+// backward: an item is a group of an image, (n, g); its sums go to no other item's
+// memory, so the result does not depend on the number of threads.
+#define DCNV3_DECLARE_KERNELS(capability)                  \
+  namespace capability {                                   \
+  template <typename scalar_t, typename point_t>           \
+  void forward(                                            \
+      const Geometry& geometry,                            \
+      const ForwardPointers<scalar_t, point_t>& pointers,  \
+      int64_t begin,                                       \
+      int64_t end);                                        \
+  template <typename scalar_t, typename point_t>           \
+  void backward(                                           \
+      const Geometry& geometry,                            \
+      const BackwardPointers<scalar_t, point_t>& pointers, \
+      int64_t begin,                                       \
+      int64_t end);                                        \
+  }
+
+DCNV3_DECLARE_KERNELS(baseline)
+#if defined(__x86_64__)
+DCNV3_DECLARE_KERNELS(avx2)
+DCNV3_DECLARE_KERNELS(avx512)
+#endif
+#undef DCNV3_DECLARE_KERNELS
+
+// Every pair of dtypes that is built: features, and offsets with masks.
+#define DCNV3_FOR_EACH_DTYPES(apply)        \
+  apply(double, double)                     \
+  apply(float, float)                       \
+  apply(c10::Half, c10::Half)               \
+  apply(c10::Half, float)                   \
+  apply(c10::BFloat16, c10::BFloat16)       \
+  apply(c10::BFloat16, float)
+
+} // namespace dcnv3

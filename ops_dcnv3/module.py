@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The DCNv3 layer: projections, predicted offsets and masks, centre scale."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .functional import dcnv3
+from .geometry import Geometry, IntOrPair, make_geometry, to_pair
+from .layers import build_act_layer, build_norm_layer
+
+
+class DCNv3(nn.Module):
+    """Deformable convolution v3 with shared projections, on channels-last maps.
+
+    A depthwise branch looks at the raw input and predicts, for each group and each
+    sampling point, an offset and (after a softmax over the points) a weight; the
+    operator samples the projected input there. With ``center_feature_scale`` the
+    branch also predicts, for each group, how much of the projected input itself to
+    mix in.
+
+    Zero padding happens after ``input_proj``: a point outside the image is zero,
+    not the projection's bias. Offsets and masks start at zero, so that a new layer
+    averages over the regular grid.
+
+    Args:
+        channels: Input and output channels ``C``.
+        kernel_size: Taps of the regular grid, an int or an ``(h, w)`` pair.
+        dw_kernel_size: Kernel of the depthwise branch, an int or an ``(h, w)`` pair;
+            ``kernel_size`` if None.
+        stride: Step of the output, an int or an ``(h, w)`` pair.
+        padding: Zero border, an int or an ``(h, w)`` pair.
+        dilation: Distance between taps, an int or an ``(h, w)`` pair.
+        groups: Number of groups, a divisor of ``channels``.
+        offset_scale: Factor on offsets and on the grid of taps.
+        act_layer: Activation of the depthwise branch: 'GELU', 'ReLU' or 'SiLU'.
+        norm_layer: Norm of the depthwise branch: 'LN' or 'BN'.
+        center_feature_scale: Mix in the projected input (InternImage-H and G).
+        remove_center: Leave out the central tap.
+
+    Raises:
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range; the message names it.
+
+    Source: InternImage, arXiv:2211.05778, sec. 3.1. Parameter names and the order of
+    operations: OpenGVLab/InternImage@31c962d, detection/ops_dcnv3/modules/dcnv3.py.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: IntOrPair = 3,
+        dw_kernel_size: IntOrPair | None = None,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 1,
+        dilation: IntOrPair = 1,
+        groups: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = 'GELU',
+        norm_layer: str = 'LN',
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+    ) -> None:
+        super().__init__()
+        geometry = make_geometry(
+            kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+        )
+        if channels < 1 or channels % groups:
+            raise ValueError(
+                f'channels: expected a positive multiple of groups ({groups}), '
+                f'got {channels}'
+            )
+        dw_kernel = to_pair(
+            'dw_kernel_size',
+            geometry.kernel_size if dw_kernel_size is None else dw_kernel_size,
+            1,
+        )
+        if center_feature_scale and not geometry.is_centered:
+            raise ValueError(
+                'center_feature_scale: expected padding = dilation * (kernel_size - 1) '
+                f'/ 2, so that outputs sit on input pixels, got {geometry}'
+            )
+        self.channels = channels
+        self.geometry = geometry
+        self.center_feature_scale = center_feature_scale
+
+        self.dw_conv = nn.Sequential(
+            nn.Conv2d(
+                channels,
+                channels,
+                dw_kernel,
+                stride=geometry.stride,
+                padding=_branch_padding(geometry, dw_kernel),
+                groups=channels,
+            ),
+            build_norm_layer(channels, norm_layer, 'channels_first', 'channels_last'),
+            build_act_layer(act_layer),
+        )
+        num_points = geometry.num_points
+        self.offset = nn.Linear(channels, groups * num_points * 2)
+        self.mask = nn.Linear(channels, groups * num_points)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(
+                torch.empty(groups, channels)
+            )
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.empty(groups))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero what predicts the sampling; Xavier-uniform projections, zero biases."""
+        for linear in (self.offset, self.mask):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        for linear in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        if self.center_feature_scale:
+            nn.init.zeros_(self.center_feature_scale_proj_weight)
+            nn.init.zeros_(self.center_feature_scale_proj_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
+        geometry = self.geometry
+        projected = self.input_proj(x)
+        branch = self.dw_conv(x.permute(0, 3, 1, 2))
+        offset = self._predict_offset(branch)
+        # Softmax in the dtype of the offsets: autocast alone would return float32
+        # beside half-precision offsets, and cost the operator a copy of both.
+        mask = self.mask(branch).unflatten(-1, (geometry.groups, geometry.num_points))
+        mask = F.softmax(mask, dim=-1, dtype=offset.dtype).flatten(-2)
+        out = dcnv3(projected, offset, mask, **geometry._asdict())
+        if self.center_feature_scale:
+            out = self._mix_in_center(out, projected, branch)
+        return self.output_proj(out)
+
+    def _predict_offset(self, branch: Tensor) -> Tensor:
+        """Predict offsets, in float32 where the layer runs in bfloat16.
+
+        bfloat16 has steps of 1/64 pixel at a distance of 2 pixels and of 1/4 pixel at
+        32: samples would move visibly.
+        """
+        dtype = self.offset.weight.dtype
+        if torch.is_autocast_enabled(branch.device.type):
+            dtype = torch.get_autocast_dtype(branch.device.type)
+        if dtype != torch.bfloat16:
+            return self.offset(branch)
+        with torch.autocast(branch.device.type, enabled=False):
+            return F.linear(
+                branch.float(), self.offset.weight.float(), self.offset.bias.float()
+            )
+
+    def _mix_in_center(self, out: Tensor, projected: Tensor, branch: Tensor) -> Tensor:
+        """Blend each group with the projected input by a predicted weight in (0, 1)."""
+        scale = F.linear(
+            branch,
+            self.center_feature_scale_proj_weight,
+            self.center_feature_scale_proj_bias,
+        ).sigmoid()
+        stride_h, stride_w = self.geometry.stride
+        center = projected[:, ::stride_h, ::stride_w]
+        group_shape = (self.geometry.groups, self.channels // self.geometry.groups)
+        return torch.lerp(
+            out.unflatten(-1, group_shape),
+            center.unflatten(-1, group_shape),
+            scale.unsqueeze(-1),
+        ).flatten(-2)
+
+
+def _branch_padding(geometry: Geometry, dw_kernel: tuple[int, int]) -> tuple[int, int]:
+    """Return the padding that puts the depthwise kernel where the sampling grid is.
+
+    Both then have the same output size and, at each output, the same centre.
+
+    Raises:
+        ValueError: No padding does, as the kernels' extents differ by an odd number
+            or the sampling grid leaves the image less room than the branch.
+    """
+    padding = []
+    for axis in (0, 1):
+        extent = geometry.dilation[axis] * (geometry.kernel_size[axis] - 1)
+        twice = 2 * geometry.padding[axis] + dw_kernel[axis] - 1 - extent
+        if twice < 0 or twice % 2:
+            raise ValueError(
+                'dw_kernel_size: expected sizes for which padding + (dw_kernel_size - '
+                '1 - dilation * (kernel_size - 1)) / 2 is a whole number >= 0, got '
+                f'{dw_kernel} with {geometry}'
+            )
+        padding.append(twice // 2)
+    return padding[0], padding[1]
