@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: devices and data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(__file__).parents[2] / 'shared' / 'data'
+
+
+def pytest_runtest_setup(item):
+    """Skip a test marked ``gpu`` without a GPU; with REQUIRE_CUDA=1, fail it."""
+    if item.get_closest_marker('gpu') is None or torch.cuda.is_available():
+        return
+    if os.environ.get('REQUIRE_CUDA') == '1':
+        pytest.fail('REQUIRE_CUDA=1, but there is no CUDA device', pytrace=False)
+    pytest.skip('needs a CUDA device')
+
+
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.gpu)])
+def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope='session')
+def shared_data():
+    """Small real samples, from INTERNIMAGE_DATA or beside the checkout."""
+    path = Path(os.environ.get('INTERNIMAGE_DATA', DATA))
+    if not path.is_dir():
+        pytest.skip(f'no data at {path}; INTERNIMAGE_DATA names another folder')
+    return path

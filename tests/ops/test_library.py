@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shared libraries: what they need of PyTorch, and life without them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ops_dcnv3
+from ops_dcnv3 import build_info
+
+PACKAGE = Path(ops_dcnv3.__file__).parent
+LIBRARIES = sorted(PACKAGE.glob('_c*.so'))
+
+
+def run_python(code, folder, **environment):
+    """Run code in a fresh interpreter that imports from ``folder`` first."""
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout + result.stderr
+
+
+def test_build_info():
+    info = build_info()
+    assert info['compiled'] is True
+    assert info['torch'] == torch.__version__
+    assert info['built_with_torch'].split('.')[0] == '2'
+    assert info['cpu_capability'] in ('baseline', 'avx2', 'avx512')
+    assert info['cuda'] is ('cuda' not in info['missing'])
+    assert bool(info['cuda_archs']) is info['cuda']
+    assert all(arch.startswith('sm_') for arch in info['cuda_archs'])
+
+
+@pytest.mark.parametrize('library', LIBRARIES, ids=lambda p: p.name)
+def test_stable_abi(library):
+    """No C++ name of PyTorch is needed: one build serves many versions."""
+    symbols = subprocess.run(
+        ['nm', '-DC', '--undefined-only', library],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert 'aoti_torch_get_sizes' in symbols
+    unstable = [s for s in symbols.splitlines() if 'at::' in s or 'c10::' in s]
+    assert not unstable
+    assert not any('Py' in s.split()[-1] for s in symbols.splitlines())
+
+
+@pytest.mark.parametrize('limit', ['default', 'avx2', 'avx512'])
+def test_cpu_capabilities(limit):
+    """Every instruction set that this machine has gives the same sums."""
+    code = """
+import torch
+from ops_dcnv3 import build_info, dcnv3, dcnv3_reference
+from tests.ops.cases import Case
+from tests.tolerances import BACKWARD, FORWARD, relative_error
+print(build_info()['cpu_capability'])
+for dtype in FORWARD:
+    for group_channels in (3, 16, 37):
+        case = Case('isa', group_channels=group_channels)
+        tensors = [x.requires_grad_() for x in case.tensors(dtype)]
+        exact = [x.detach().double().requires_grad_() for x in tensors]
+        output = dcnv3(*tensors, **case.kwargs)
+        expected = dcnv3_reference(*exact, **case.kwargs)
+        assert relative_error(output, expected) < FORWARD[dtype]
+        output.sum().backward()
+        expected.sum().backward()
+        for actual, wanted in zip(tensors, exact):
+            assert relative_error(actual.grad, wanted.grad) < BACKWARD[dtype]
+"""
+    root = Path(__file__).parents[2]
+    output = run_python(code, root, ATEN_CPU_CAPABILITY=limit)
+    expected = {'default': {'baseline'}, 'avx2': {'avx2', 'baseline'}}
+    assert output.strip() in expected.get(limit, {'avx512', 'avx2', 'baseline'})
+
+
+@pytest.fixture
+def source_only(tmp_path):
+    """A copy of the package without compiled libraries."""
+    package = tmp_path / 'ops_dcnv3'
+    package.mkdir()
+    for source in PACKAGE.glob('*.py'):
+        (package / source.name).write_text(source.read_text())
+    return tmp_path
+
+
+def test_without_libraries(source_only):
+    """Everything works through the reference; one warning says what to do."""
+    code = """
+import torch, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    import ops_dcnv3
+    info = ops_dcnv3.build_info()
+    assert info['compiled'] is False and info['cuda'] is False, info
+    layer = ops_dcnv3.DCNv3(16, groups=2)
+    x = torch.randn(2, 5, 7, 16, requires_grad=True)
+    layer(layer(x)).sum().backward()
+    assert x.grad.isfinite().all()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+texts = [str(w.message) for w in caught if 'ops_dcnv3' in str(w.message)]
+assert len(texts) == 1, texts
+print(ops_dcnv3.__file__, texts[0])
+"""
+    output = run_python(code, source_only)
+    assert str(source_only) in output
+    assert 'were not built' in output
+    assert 'C++ compiler' in output
+    assert '--no-build-isolation' in output
+
+
+def test_broken_library_is_reported(source_only):
+    (source_only / 'ops_dcnv3' / '_cpu.abi3.so').write_bytes(b'not a library')
+    output = run_python('import ops_dcnv3', source_only)
+    assert 'does not load' in output
+    assert 'Rebuild it' in output
+
+
+def test_old_torch(source_only):
+    code = """
+import torch
+torch.__version__ = '2.9.1+cpu'
+import ops_dcnv3
+print(ops_dcnv3.build_info()['missing']['cpu'])
+"""
+    assert '2.9.1+cpu is older than 2.10' in run_python(code, source_only)
