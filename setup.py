@@ -70,7 +70,13 @@ def find_cuda_home() -> str | None:
     return None
 
 
+def say(message: str) -> None:
+    """Tell what the build leaves out; pip shows it with -v."""
+    sys.stderr.write(f'ops_dcnv3: {message}\n')
+
+
 def want_cuda(torch, cuda_home: str | None) -> bool:
+    """Return whether to build the CUDA kernels; exit if they are demanded in vain."""
     setting = os.environ.get('USE_CUDA', '')
     if setting not in ('', '0', '1'):
         sys.exit(f'USE_CUDA: expected 0, 1 or unset, got {setting!r}')
@@ -82,7 +88,7 @@ def want_cuda(torch, cuda_home: str | None) -> bool:
     if setting == '1' and missing:
         sys.exit(f'USE_CUDA=1 is set, but {missing}')
     if setting == '0' or missing:
-        print(f'ops_dcnv3: no CUDA kernels ({missing or "USE_CUDA=0"})')
+        say(f'without CUDA kernels ({missing or "USE_CUDA=0"})')
         return False
     return True
 
@@ -106,7 +112,7 @@ def extensions() -> tuple[list, dict]:
         elif not shutil.which(os.environ.get('CXX', 'c++').split()[0]):
             reason = 'no C++ compiler is found: install one, or set CXX'
     if reason:
-        print(f'ops_dcnv3: WITHOUT compiled kernels ({reason})', file=sys.stderr)
+        say(f'WITHOUT compiled kernels ({reason})')
         return [], {}
 
     def library(kind, name, sources, **kwargs):

@@ -61,7 +61,10 @@ class Geometry(NamedTuple):
         )
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return ``(Ho, Wo)`` for an input of ``height`` x ``width``, as in Conv2d."""
+        """Return ``(Ho, Wo)`` for an input of ``height`` x ``width``, as in Conv2d.
+
+        A size is 0 or less where the kernel does not fit.
+        """
         out_h, out_w = (
             (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, pad, dilation in zip(
@@ -164,7 +167,7 @@ def check_tensors(
     out_h, out_w = geometry.output_size(h, w)
     if h < 1 or w < 1 or out_h < 1 or out_w < 1:
         raise ValueError(
-            f'input: an empty output ({out_h}, {out_w}) comes from size ({h}, {w}) with '
+            f'input: the output is empty, ({out_h}, {out_w}), for size ({h}, {w}), '
             f'kernel_size {geometry.kernel_size}, stride {geometry.stride}, '
             f'padding {geometry.padding}, dilation {geometry.dilation}; '
             'expected a larger input or more padding'

@@ -7,9 +7,11 @@ are named after the position in that ``Sequential``, so the position is part of
 the contract: ``norm.0`` where no change comes first, ``norm.1`` where one does.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-_ACT_LAYERS = {
+_ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
     'ReLU': lambda: nn.ReLU(inplace=True),
     'SiLU': lambda: nn.SiLU(inplace=True),

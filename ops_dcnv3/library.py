@@ -107,7 +107,8 @@ def build_info() -> dict:
     Returns:
         ``compiled`` and ``cuda``: whether the CPU and the CUDA kernels are loaded.
         ``cuda_archs``: the architectures built, such as ``['sm_75', 'sm_90']``.
-        ``torch`` and ``built_with_torch``: versions now and at build time. ``cpu_capability``: the instruction set chosen on this machine.
+        ``torch`` and ``built_with_torch``: versions now and at build time.
+        ``cpu_capability``: the instruction set chosen on this machine.
         ``missing``: the reason for each device type that has no kernels.
     """
     info: dict = {

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DCNv3 layer: projections, predicted offsets and masks, centre scale."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 from .functional import dcnv3
 from .geometry import Geometry, IntOrPair, make_geometry, to_pair
 from .layers import build_act_layer, build_norm_layer
+from .registration import autocast_dtype
 
 
 class DCNv3(nn.Module):
@@ -141,12 +144,11 @@ class DCNv3(nn.Module):
         bfloat16 has steps of 1/64 pixel at a distance of 2 pixels and of 1/4 pixel at
         32: samples would move visibly.
         """
-        dtype = self.offset.weight.dtype
-        if torch.is_autocast_enabled(branch.device.type):
-            dtype = torch.get_autocast_dtype(branch.device.type)
-        if dtype != torch.bfloat16:
+        device_type = branch.device.type
+        autocast = autocast_dtype(device_type)
+        if (autocast or self.offset.weight.dtype) != torch.bfloat16:
             return self.offset(branch)
-        with torch.autocast(branch.device.type, enabled=False):
+        with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
             return F.linear(
                 branch.float(), self.offset.weight.float(), self.offset.bias.float()
             )

@@ -100,7 +100,7 @@ def _bilinear(pixels: Tensor, y: Tensor, x: Tensor, h: int, w: int) -> Tensor:
     y0, x0 = y.detach().floor(), x.detach().floor()
     ly, lx = y - y0, x - x0
 
-    total = None
+    total = torch.zeros_like(y).unsqueeze(-1)
     for dy, wy in ((0, 1 - ly), (1, ly)):
         for dx, wx in ((0, 1 - lx), (1, lx)):
             row, column = y0.long() + dy, x0.long() + dx
@@ -108,6 +108,5 @@ def _bilinear(pixels: Tensor, y: Tensor, x: Tensor, h: int, w: int) -> Tensor:
             index = row.clamp(0, h - 1) * w + column.clamp(0, w - 1)
             index = index.unsqueeze(-1).expand(-1, -1, -1, pixels.shape[-1])
             corner = torch.where(valid.unsqueeze(-1), pixels.gather(1, index), 0)
-            term = (wy * wx).unsqueeze(-1) * corner
-            total = term if total is None else total + term
+            total = total + (wy * wx).unsqueeze(-1) * corner
     return total

@@ -6,6 +6,7 @@ Shapes without data (fake kernels), gradients, autocast. The schemas are in
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def register() -> None:
 # -- Fake kernels: shapes and dtypes only --------------------------------------------
 
 
-def _to_geometry(args: tuple) -> Geometry:
+def _to_geometry(args: tuple[Any, ...]) -> Geometry:
     kernel_size, stride, padding, dilation, groups, offset_scale, remove_center = args
     return make_geometry(
         tuple(kernel_size),
@@ -45,27 +46,30 @@ def _to_geometry(args: tuple) -> Geometry:
     )
 
 
-def _fake_forward(input: Tensor, offset: Tensor, mask: Tensor, *args) -> Tensor:
+def _fake_forward(input: Tensor, offset: Tensor, mask: Tensor, *args: Any) -> Tensor:
     out_h, out_w = check_tensors(input, offset, mask, _to_geometry(args))
     return input.new_empty(input.shape[0], out_h, out_w, input.shape[3])
 
 
 def _fake_backward(
-    grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *args
+    grad_output: Tensor, input: Tensor, offset: Tensor, mask: Tensor, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_tensors(input, offset, mask, _to_geometry(args))
-    return tuple(x.new_empty(x.shape) for x in (input, offset, mask))
+    grad_input, grad_offset, grad_mask = (
+        x.new_empty(x.shape) for x in (input, offset, mask)
+    )
+    return grad_input, grad_offset, grad_mask
 
 
 # -- Autograd ------------------------------------------------------------------------
 
 
-def _setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, offset, mask, *ctx.settings = inputs
     ctx.save_for_backward(input, offset, mask)
 
 
-def _autograd_backward(ctx, grad_output: Tensor) -> tuple:
+def _autograd_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     if grad_output.is_cuda:
         _alert_not_deterministic()
     grads = torch.ops.ops_dcnv3.dcnv3_backward(
@@ -88,7 +92,7 @@ def _alert_not_deterministic() -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def _double_backward(ctx, *grads) -> None:
+def _double_backward(ctx: Any, *grads: Tensor) -> None:
     raise RuntimeError(
         'dcnv3 is differentiable once: its compiled backward has no gradient. Use '
         'ops_dcnv3.dcnv3_reference where second derivatives are needed'
@@ -96,6 +100,13 @@ def _double_backward(ctx, *grads) -> None:
 
 
 # -- Autocast ------------------------------------------------------------------------
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return the dtype of the autocast region that is active, None outside of one."""
+    if device_type not in ('cpu', 'cuda') or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
 
 
 def cast_for_autocast(
@@ -107,21 +118,20 @@ def cast_for_autocast(
     so ``offset`` and ``mask`` stay in float32 where one of them has it.
     float64 is left alone, as by PyTorch's own autocast rules.
     """
-    device_type = input.device.type
-    if device_type not in ('cpu', 'cuda') or not torch.is_autocast_enabled(device_type):
-        return input, offset, mask
-    if any(
+    dtype = autocast_dtype(input.device.type)
+    if dtype is None or any(
         x.dtype == torch.float64 or not x.is_floating_point()
         for x in (input, offset, mask)
     ):
         return input, offset, mask
-    dtype = torch.get_autocast_dtype(device_type)
     same = offset.dtype == mask.dtype == dtype
     points_dtype = dtype if same else torch.float32
     return input.to(dtype), offset.to(points_dtype), mask.to(points_dtype)
 
 
-def _autocast_forward(input: Tensor, offset: Tensor, mask: Tensor, *args) -> Tensor:
+def _autocast_forward(
+    input: Tensor, offset: Tensor, mask: Tensor, *args: Any
+) -> Tensor:
     input, offset, mask = cast_for_autocast(input, offset, mask)
     with torch.autocast(input.device.type, enabled=False):
         return torch.ops.ops_dcnv3.dcnv3_forward(input, offset, mask, *args)

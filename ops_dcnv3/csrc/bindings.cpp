@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The schemas of the operators, in one place. Kernels are registered beside their
-// code; fake kernels, gradients and autocast in ../registration.py.
+// The schemas of the operators, in one place. Kernels are registered beside
+// their code; fake kernels, gradients and autocast in ../registration.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/version.h>
 
@@ -10,7 +10,8 @@
 
 STABLE_TORCH_LIBRARY(ops_dcnv3, m) {
   m.def(
-      "dcnv3_forward(Tensor input, Tensor offset, Tensor mask, int[] kernel_size, "
+      "dcnv3_forward(Tensor input, Tensor offset, Tensor mask, int[] "
+      "kernel_size, "
       "int[] stride, int[] padding, int[] dilation, int groups, "
       "float offset_scale, bool remove_center) -> Tensor");
   m.def(
@@ -29,7 +30,7 @@ std::string built_with_torch() {
   return TORCH_VERSION;
 }
 
-} // namespace
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CompositeExplicitAutograd, m) {
   m.impl("built_with_torch", TORCH_BOX(&built_with_torch));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// From tensors to a Geometry. The Python function checks the same with better error
-// types; this keeps a direct caller of torch.ops from reading out of bounds.
+// From tensors to a Geometry. The Python function checks the same with better
+// error types; this keeps a direct caller of torch.ops from reading out of
+// bounds.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -21,7 +22,8 @@ namespace dcnv3 {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The non-tensor arguments of both operators, as the dispatcher hands them over.
+// The non-tensor arguments of both operators, as the dispatcher hands them
+// over.
 struct Settings {
   const std::vector<int64_t>& kernel_size;
   const std::vector<int64_t>& stride;
@@ -51,7 +53,12 @@ inline void check_shape(
     same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
   }
   STD_TORCH_CHECK(
-      same, name, ": expected (", text, "), got ", shape_text(tensor));
+      same,
+      name,
+      ": expected (",
+      text,
+      "), got ",
+      shape_text(tensor));
 }
 
 inline void check_pair(
@@ -116,8 +123,11 @@ inline Geometry make_geometry(
   g.dilation_w = settings.dilation[1];
   g.offset_scale = settings.offset_scale;
   g.remove_center = settings.remove_center;
-  const auto out_size = [](int64_t size, int64_t kernel, int64_t stride,
-                           int64_t pad, int64_t dilation) {
+  const auto out_size = [](int64_t size,
+                           int64_t kernel,
+                           int64_t stride,
+                           int64_t pad,
+                           int64_t dilation) {
     const int64_t room = size + 2 * pad - dilation * (kernel - 1) - 1;
     return room < 0 ? 0 : room / stride + 1;
   };
@@ -132,7 +142,9 @@ inline Geometry make_geometry(
       " with these settings");
   const int64_t points = g.groups * g.points();
   check_shape(
-      "offset", offset, {g.batch, g.out_height, g.out_width, points * 2});
+      "offset",
+      offset,
+      {g.batch, g.out_height, g.out_width, points * 2});
   check_shape("mask", mask, {g.batch, g.out_height, g.out_width, points});
   STD_TORCH_CHECK(
       offset.get_device_index() == input.get_device_index() &&
@@ -161,11 +173,14 @@ inline void check_grad_output(
       "grad_output: expected the dtype and device of input");
 }
 
-// Call launch.template operator()<scalar_t, point_t>() for the dtypes of features
-// and of offsets. A functor with template parameters, as the dispatch macros of
-// PyTorch split their body at commas.
+// Call launch.template operator()<scalar_t, point_t>() for the dtypes of
+// features and of offsets. A functor with template parameters, as the dispatch
+// macros of PyTorch split their body at commas.
 template <typename Launch>
-void dispatch_dtypes(ScalarType scalar, ScalarType point, const Launch& launch) {
+void dispatch_dtypes(
+    ScalarType scalar,
+    ScalarType point,
+    const Launch& launch) {
   const bool same = scalar == point;
   const bool float_points = point == ScalarType::Float;
   if (same && scalar == ScalarType::Double) {
@@ -183,9 +198,10 @@ void dispatch_dtypes(ScalarType scalar, ScalarType point, const Launch& launch) 
   } else {
     STD_TORCH_CHECK(
         false,
-        "input: expected float64, float32, bfloat16 or float16, with an offset of "
+        "input: expected float64, float32, bfloat16 or float16, with an offset "
+        "of "
         "the same dtype or, in half precision, float32");
   }
 }
 
-} // namespace dcnv3
+}  // namespace dcnv3

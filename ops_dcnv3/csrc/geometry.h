@@ -46,9 +46,7 @@ struct Geometry {
   DCNV3_HOST_DEVICE int32_t points() const {
     return kernel_h * kernel_w - (remove_center ? 1 : 0);
   }
-  DCNV3_HOST_DEVICE int64_t channels() const {
-    return groups * group_channels;
-  }
+  DCNV3_HOST_DEVICE int64_t channels() const { return groups * group_channels; }
   DCNV3_HOST_DEVICE int64_t out_pixels() const {
     return batch * out_height * out_width;
   }
@@ -57,4 +55,4 @@ struct Geometry {
   }
 };
 
-} // namespace dcnv3
+}  // namespace dcnv3

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a point samples and with which weights: the only copy of this arithmetic,
-// for host and device. acc_t is float, or double for double tensors.
+// Where a point samples and with which weights: the only copy of this
+// arithmetic, for host and device. acc_t is float, or double for double
+// tensors.
 #pragma once
 
 #include "geometry.h"
@@ -20,11 +21,11 @@ DCNV3_HOST_DEVICE acc_t tap_position(
     acc_t offset_scale) {
   const int64_t center = dilation * (kernel - 1) / 2;
   return static_cast<acc_t>(out_index * stride - pad + center) +
-      static_cast<acc_t>(tap * dilation - center) * offset_scale;
+         static_cast<acc_t>(tap * dilation - center) * offset_scale;
 }
 
-// A bilinear sample. Corner k = 0..3 is pixel (y0 + k / 2, x0 + k % 2); ly and lx in
-// [0, 1) are the weights of the lower and right corners.
+// A bilinear sample. Corner k = 0..3 is pixel (y0 + k / 2, x0 + k % 2); ly and
+// lx in [0, 1) are the weights of the lower and right corners.
 template <typename acc_t>
 struct Sample {
   int64_t y0;
@@ -32,17 +33,15 @@ struct Sample {
   acc_t ly;
   acc_t lx;
 
-  DCNV3_HOST_DEVICE int64_t row(int corner) const {
-    return y0 + (corner >> 1);
-  }
+  DCNV3_HOST_DEVICE int64_t row(int corner) const { return y0 + (corner >> 1); }
   DCNV3_HOST_DEVICE int64_t column(int corner) const {
     return x0 + (corner & 1);
   }
   DCNV3_HOST_DEVICE acc_t weight(int corner) const {
     return ((corner >> 1) ? ly : 1 - ly) * ((corner & 1) ? lx : 1 - lx);
   }
-  // Derivative of the sample along y, given a product per corner (for instance the
-  // dot product of the corner with the output gradient).
+  // Derivative of the sample along y, given a product per corner (for instance
+  // the dot product of the corner with the output gradient).
   DCNV3_HOST_DEVICE acc_t grad_y(const acc_t (&corner)[4]) const {
     return (1 - lx) * (corner[2] - corner[0]) + lx * (corner[3] - corner[1]);
   }
@@ -51,19 +50,15 @@ struct Sample {
   }
   DCNV3_HOST_DEVICE acc_t value(const acc_t (&corner)[4]) const {
     return (1 - ly) * ((1 - lx) * corner[0] + lx * corner[1]) +
-        ly * ((1 - lx) * corner[2] + lx * corner[3]);
+           ly * ((1 - lx) * corner[2] + lx * corner[3]);
   }
 };
 
-// Fill `sample` if (y, x) is strictly inside (-1, height) x (-1, width); elsewhere,
-// and for NaN, all corners are outside: return false.
+// Fill `sample` if (y, x) is strictly inside (-1, height) x (-1, width);
+// elsewhere, and for NaN, all corners are outside: return false.
 template <typename acc_t>
-DCNV3_HOST_DEVICE bool locate(
-    acc_t y,
-    acc_t x,
-    int64_t height,
-    int64_t width,
-    Sample<acc_t>& sample) {
+DCNV3_HOST_DEVICE bool
+locate(acc_t y, acc_t x, int64_t height, int64_t width, Sample<acc_t>& sample) {
   if (!(y > -1 && y < static_cast<acc_t>(height) && x > -1 &&
         x < static_cast<acc_t>(width))) {
     return false;
@@ -78,4 +73,4 @@ DCNV3_HOST_DEVICE bool locate(
   return true;
 }
 
-} // namespace dcnv3
+}  // namespace dcnv3

@@ -128,7 +128,7 @@ def oracle(
     (kh, kw), (sh, sw) = pair(kernel_size), pair(stride)
     (ph, pw), (dh, dw) = pair(padding), pair(dilation)
     input, offset, mask = (x.double().numpy() for x in (input, offset, mask))
-    n_images, height, width, channels = input.shape
+    n_images, _, _, channels = input.shape
     _, out_h, out_w, _ = offset.shape
     per_group = channels // groups
     points = kh * kw - int(remove_center)

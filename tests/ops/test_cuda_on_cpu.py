@@ -77,7 +77,9 @@ def call(run_on_cpu, tensors, kwargs, width, grad_output=None):
         wanted = [(input.shape, acc, 0.0)]
         wanted += [(x.shape, x.dtype, float('nan')) for x in (offset, mask)]
     results = [walled(shape=s, dtype=d, fill=f) for s, d, f in wanted]
-    sources = [walled(x) for x in (*tensors, *([] if grad_output is None else [grad_output]))]
+    sources = [
+        walled(x) for x in (*tensors, *([] if grad_output is None else [grad_output]))
+    ]
     error = ctypes.create_string_buffer(256)
     pointers = [x.data_ptr() for x, _ in sources] + [None] * (4 - len(sources))
     status = run_on_cpu(

@@ -108,6 +108,13 @@ def test_batch_norm_and_activations():
     assert layer(torch.randn(2, 5, 7, 8)).shape == (2, 5, 7, 8)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_meta_device(dtype):
+    layer = DCNv3(8, groups=2, center_feature_scale=True).to('meta', dtype)
+    output = layer(torch.empty(2, 5, 7, 8, device='meta', dtype=dtype))
+    assert (output.shape, output.dtype) == ((2, 5, 7, 8), dtype)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_half_precision(dtype, autocast, device):
@@ -158,6 +165,6 @@ def test_layers():
     to_last = build_norm_layer(3, 'LN', 'channels_first', 'channels_last')
     assert list(to_last.state_dict()) == ['1.weight', '1.bias']
     assert to_last(torch.randn(2, 3, 5, 8)).shape == (2, 5, 8, 3)
-    with pytest.raises(ValueError, match="in_format: .*got 'NCHW'"):
+    with pytest.raises(ValueError, match=r"in_format: .*got 'NCHW'"):
         build_norm_layer(8, in_format='NCHW')
     assert isinstance(build_act_layer('ReLU'), torch.nn.ReLU)

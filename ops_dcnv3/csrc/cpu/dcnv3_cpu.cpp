@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators on the CPU: choose the instruction set, spread the work over threads.
+// The operators on the CPU: choose the instruction set, spread the work over
+// threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -18,16 +19,17 @@ namespace {
 
 enum class Capability { kBaseline, kAvx2, kAvx512 };
 
-// The best instruction set of this machine. ATEN_CPU_CAPABILITY (default, avx2 or
-// avx512), PyTorch's own switch for its kernels, can lower it.
+// The best instruction set of this machine. ATEN_CPU_CAPABILITY (default, avx2
+// or avx512), PyTorch's own switch for its kernels, can lower it.
 Capability find_capability() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-      __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                          __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");
   const char* setting = std::getenv("ATEN_CPU_CAPABILITY");
   const std::string limit = setting ? setting : "avx512";
   if (limit == "default" || !has_avx2) {
@@ -56,12 +58,13 @@ std::string cpu_capability() {
   }
 }
 
-// Items a thread takes at least, so that a task is worth its start (about 10 us at a
-// few multiply-adds per nanosecond).
+// Items a thread takes at least, so that a task is worth its start (about 10 us
+// at a few multiply-adds per nanosecond).
 int64_t grain_size(int64_t work_per_item) {
   constexpr int64_t kWorkPerTask = 32768;
   return std::max<int64_t>(
-      1, kWorkPerTask / std::max<int64_t>(1, work_per_item));
+      1,
+      kWorkPerTask / std::max<int64_t>(1, work_per_item));
 }
 
 template <typename scalar_t, typename point_t>
@@ -137,8 +140,7 @@ struct LaunchBackward {
     torch::stable::parallel_for(
         0,
         g.batch * g.groups,
-        grain_size(
-            g.out_height * g.out_width * g.group_channels * g.points()),
+        grain_size(g.out_height * g.out_width * g.group_channels * g.points()),
         [&](int64_t begin, int64_t end) { kernel(g, pointers, begin, end); });
   }
 };
@@ -166,7 +168,8 @@ Tensor dcnv3_forward_cpu(
        offset_scale,
        remove_center});
   Tensor output = torch::stable::new_empty(
-      input, {g.batch, g.out_height, g.out_width, g.channels()});
+      input,
+      {g.batch, g.out_height, g.out_width, g.channels()});
   dispatch_dtypes(
       input.scalar_type(),
       offset.scalar_type(),
@@ -221,8 +224,8 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(
   return {grad_input, grad_offset, grad_mask};
 }
 
-} // namespace
-} // namespace dcnv3
+}  // namespace
+}  // namespace dcnv3
 
 STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, m) {
   m.impl("dcnv3_forward", TORCH_BOX(&dcnv3::dcnv3_forward_cpu));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels, compiled once per instruction set (kernels_*.cpp). Each works on a
-// range of independent items; dcnv3_cpu.cpp chooses the instruction set and spreads
-// the items over threads.
+// The CPU kernels, compiled once per instruction set (kernels_*.cpp). Each
+// works on a range of independent items; dcnv3_cpu.cpp chooses the instruction
+// set and spreads the items over threads.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -32,8 +32,8 @@ struct BackwardPointers {
 };
 
 // forward: an item is a row of the output, (n, ho).
-// backward: an item is a group of an image, (n, g); its sums go to no other item's
-// memory, so the result does not depend on the number of threads.
+// backward: an item is a group of an image, (n, g); its sums go to no other
+// item's memory, so the result does not depend on the number of threads.
 #define DCNV3_DECLARE_KERNELS(capability)                  \
   namespace capability {                                   \
   template <typename scalar_t, typename point_t>           \
@@ -58,12 +58,9 @@ DCNV3_DECLARE_KERNELS(avx512)
 #undef DCNV3_DECLARE_KERNELS
 
 // Every pair of dtypes that is built: features, and offsets with masks.
-#define DCNV3_FOR_EACH_DTYPES(apply)        \
-  apply(double, double)                     \
-  apply(float, float)                       \
-  apply(c10::Half, c10::Half)               \
-  apply(c10::Half, float)                   \
-  apply(c10::BFloat16, c10::BFloat16)       \
-  apply(c10::BFloat16, float)
+#define DCNV3_FOR_EACH_DTYPES(apply)                                    \
+  apply(double, double) apply(float, float) apply(c10::Half, c10::Half) \
+      apply(c10::Half, float) apply(c10::BFloat16, c10::BFloat16)       \
+          apply(c10::BFloat16, float)
 
-} // namespace dcnv3
+}  // namespace dcnv3

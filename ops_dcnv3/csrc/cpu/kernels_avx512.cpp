@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels for x86-64 with AVX-512 (F, BW, DQ, VL). Everything that is included above the
-// pragma is compiled for the baseline.
+// The CPU kernels for x86-64 with AVX-512 (F, BW, DQ, VL). Everything that is
+// included above the pragma is compiled for the baseline.
 #include "../sampling.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
 #if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(                                               \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \
+    apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies of the CPU kernels. Included by each kernels_*.cpp after it has chosen its
-// instruction set and set DCNV3_CAPABILITY. Includes nothing itself: an inline
-// function of a library header compiled here with AVX-512 could be the copy that the
-// linker keeps for everyone.
+// Bodies of the CPU kernels. Included by each kernels_*.cpp after it has chosen
+// its instruction set and set DCNV3_CAPABILITY. Includes nothing itself: an
+// inline function of a library header compiled here with AVX-512 could be the
+// copy that the linker keeps for everyone.
 
 namespace dcnv3 {
 namespace DCNV3_CAPABILITY {
@@ -16,8 +16,8 @@ struct Accumulator<double> {
   using type = double;
 };
 
-// A vector of kLanes values, mapped by the compiler to whatever registers there are.
-// Loads need only the alignment of an element.
+// A vector of kLanes values, mapped by the compiler to whatever registers there
+// are. Loads need only the alignment of an element.
 template <typename T, int kLanes>
 struct VectorOf {
   typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
@@ -53,7 +53,8 @@ inline Vector<float, kLanes> load(const c10::BFloat16* source) {
     return static_cast<float>(*source);
   } else {
     const auto bits = __builtin_convertvector(
-        load_raw<uint16_t, kLanes>(source), Vector<uint32_t, kLanes>);
+        load_raw<uint16_t, kLanes>(source),
+        Vector<uint32_t, kLanes>);
     return (Vector<float, kLanes>)(bits << 16);
   }
 }
@@ -91,23 +92,17 @@ inline T horizontal_sum(Vector<T, kLanes> vector) {
   }
 }
 
-// Heap memory of a thread; plain new, as the containers of the standard library are
-// inline functions.
+// Heap memory of a thread; plain new, as the containers of the standard library
+// are inline functions.
 template <typename acc_t>
 class Scratch {
  public:
   explicit Scratch(int64_t size) : size_(size), data_(new acc_t[size]) {}
-  ~Scratch() {
-    delete[] data_;
-  }
+  ~Scratch() { delete[] data_; }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  acc_t* data() const {
-    return data_;
-  }
-  void zero() {
-    __builtin_memset(data_, 0, size_ * sizeof(acc_t));
-  }
+  acc_t* data() const { return data_; }
+  void zero() { __builtin_memset(data_, 0, size_ * sizeof(acc_t)); }
 
  private:
   int64_t size_;
@@ -119,8 +114,8 @@ struct LaneCount {
   static constexpr int value = kLanes;
 };
 
-// Call body(channel, LaneCount<n>()) for blocks of n = 16, 4 and 1 channels that
-// cover [0, channels).
+// Call body(channel, LaneCount<n>()) for blocks of n = 16, 4 and 1 channels
+// that cover [0, channels).
 template <typename Body>
 inline void for_each_block(int64_t channels, const Body& body) {
   int64_t channel = 0;
@@ -147,7 +142,8 @@ struct Corner {
 // arithmetic of positions is done once, and the chunk stays in the first cache.
 constexpr int kChunkPoints = 32;
 
-// A walk over the taps of one group of one output pixel, in the order of the points.
+// A walk over the taps of one group of one output pixel, in the order of the
+// points.
 template <typename acc_t>
 struct TapWalk {
   const Geometry& geometry;
@@ -162,13 +158,25 @@ struct TapWalk {
     int32_t point = 0;
     for (int32_t tap_w = 0; tap_w < g.kernel_w; ++tap_w) {
       const acc_t x = tap_position<acc_t>(
-          wo, g.stride_w, g.pad_w, g.dilation_w, g.kernel_w, tap_w, scale);
+          wo,
+          g.stride_w,
+          g.pad_w,
+          g.dilation_w,
+          g.kernel_w,
+          tap_w,
+          scale);
       for (int32_t tap_h = 0; tap_h < g.kernel_h; ++tap_h) {
         if (g.is_removed(tap_h, tap_w)) {
           continue;
         }
         const acc_t y = tap_position<acc_t>(
-            ho, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h, tap_h, scale);
+            ho,
+            g.stride_h,
+            g.pad_h,
+            g.dilation_h,
+            g.kernel_h,
+            tap_h,
+            scale);
         visit(point, y, x);
         ++point;
       }
@@ -188,14 +196,14 @@ inline void accumulate(
     auto sum = load_raw<acc_t, kLanes>(sums + channel);
     for (int i = 0; i < count; ++i) {
       sum += corners[i].weight *
-          load<kLanes>(input + corners[i].position + channel);
+             load<kLanes>(input + corners[i].position + channel);
     }
     __builtin_memcpy(sums + channel, &sum, sizeof(sum));
   });
 }
 
-// Add weight * grads to the gradient of a corner; return the dot product of grads
-// with the corner's features.
+// Add weight * grads to the gradient of a corner; return the dot product of
+// grads with the corner's features.
 template <typename scalar_t, typename acc_t>
 inline acc_t add_corner(
     const scalar_t* input,
@@ -284,8 +292,8 @@ void backward(
     int64_t begin,
     int64_t end) {
   using acc_t = typename Accumulator<scalar_t>::type;
-  // float and double gradients are summed in place; half precision in a scratch image
-  // of the accumulator's type, rounded once at the end.
+  // float and double gradients are summed in place; half precision in a scratch
+  // image of the accumulator's type, rounded once at the end.
   constexpr bool kInPlace = sizeof(scalar_t) == sizeof(acc_t);
   const acc_t scale = static_cast<acc_t>(g.offset_scale);
   const int64_t channels = g.group_channels;
@@ -366,19 +374,19 @@ void backward(
   }
 }
 
-#define DCNV3_INSTANTIATE(scalar_t, point_t)             \
-  template void forward(                                 \
-      const Geometry&,                                   \
-      const ForwardPointers<scalar_t, point_t>&,         \
-      int64_t,                                           \
-      int64_t);                                          \
-  template void backward(                                \
-      const Geometry&,                                   \
-      const BackwardPointers<scalar_t, point_t>&,        \
-      int64_t,                                           \
+#define DCNV3_INSTANTIATE(scalar_t, point_t)      \
+  template void forward(                          \
+      const Geometry&,                            \
+      const ForwardPointers<scalar_t, point_t>&,  \
+      int64_t,                                    \
+      int64_t);                                   \
+  template void backward(                         \
+      const Geometry&,                            \
+      const BackwardPointers<scalar_t, point_t>&, \
+      int64_t,                                    \
       int64_t);
 DCNV3_FOR_EACH_DTYPES(DCNV3_INSTANTIATE)
 #undef DCNV3_INSTANTIATE
 
-} // namespace DCNV3_CAPABILITY
-} // namespace dcnv3
+}  // namespace DCNV3_CAPABILITY
+}  // namespace dcnv3

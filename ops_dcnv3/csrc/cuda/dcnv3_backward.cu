@@ -72,12 +72,12 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cuda(
        remove_center});
   check_grad_output(grad_output, input, g);
   const LaunchContext context(input);
-  // Atomic sums in half precision would lose small terms: sum in float, round once.
+  // Atomic sums in half precision would lose small terms: sum in float, round
+  // once.
   const ScalarType sum_type = input.scalar_type() == ScalarType::Double
-      ? ScalarType::Double
-      : ScalarType::Float;
-  Tensor grad_input =
-      torch::stable::new_zeros(input, input.sizes(), sum_type);
+                                  ? ScalarType::Double
+                                  : ScalarType::Float;
+  Tensor grad_input = torch::stable::new_zeros(input, input.sizes(), sum_type);
   Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
   Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
   if (g.batch > 0) {
@@ -101,8 +101,8 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cuda(
   return {grad_input, grad_offset, grad_mask};
 }
 
-} // namespace
-} // namespace dcnv3
+}  // namespace
+}  // namespace dcnv3
 
 STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, m) {
   m.impl("dcnv3_backward", TORCH_BOX(&dcnv3::dcnv3_backward_cuda));

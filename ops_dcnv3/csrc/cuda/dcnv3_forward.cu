@@ -46,7 +46,8 @@ struct LaunchForward {
         g.out_pixels() * g.groups * (g.group_channels / kVec);
     forward_kernel<scalar_t, point_t, kVec>
         <<<grid_size(threads, kBlockSize), kBlockSize, 0, stream>>>(
-            g, pointers);
+            g,
+            pointers);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };
@@ -75,7 +76,8 @@ Tensor dcnv3_forward_cuda(
        remove_center});
   const LaunchContext context(input);
   Tensor output = torch::stable::new_empty(
-      input, {g.batch, g.out_height, g.out_width, g.channels()});
+      input,
+      {g.batch, g.out_height, g.out_width, g.channels()});
   if (g.batch > 0) {
     dispatch_dtypes(
         input.scalar_type(),
@@ -94,14 +96,14 @@ Tensor dcnv3_forward_cuda(
 #define DCNV3_TEXT_OF(...) #__VA_ARGS__
 #define DCNV3_EXPANDED_TEXT_OF(...) DCNV3_TEXT_OF(__VA_ARGS__)
 
-// The architectures that this library holds code for, such as "750,900": a macro of
-// nvcc.
+// The architectures that this library holds code for, such as "750,900": a
+// macro of nvcc.
 std::string cuda_archs() {
   return DCNV3_EXPANDED_TEXT_OF(__CUDA_ARCH_LIST__);
 }
 
-} // namespace
-} // namespace dcnv3
+}  // namespace
+}  // namespace dcnv3
 
 STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, m) {
   m.impl("dcnv3_forward", TORCH_BOX(&dcnv3::dcnv3_forward_cuda));

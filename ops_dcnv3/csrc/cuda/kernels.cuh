@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels. Includes nothing of PyTorch but its half-precision types, so that
-// the tests can run this very code on the CPU.
+// The CUDA kernels. Includes nothing of PyTorch but its half-precision types,
+// so that the tests can run this very code on the CPU.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -43,7 +43,8 @@ __device__ inline Quotient divide(int64_t index, int64_t size) {
   return {index / size, index % size};
 }
 
-// The output pixel and group that a thread works on, from q = pixel * G + group.
+// The output pixel and group that a thread works on, from q = pixel * G +
+// group.
 struct Site {
   int64_t n;
   int64_t ho;
@@ -69,14 +70,14 @@ struct ForwardPointers {
   scalar_t* __restrict__ output;
 };
 
-// One thread sums kVec channels of one group of one output pixel. A block covers
-// kBlockSize consecutive (pixel, group, channel vector) triples, channels fastest:
-// the threads of a group read the same offsets (broadcast) and neighbouring channels
-// (coalesced). Each output is written once, by its own thread.
+// One thread sums kVec channels of one group of one output pixel. A block
+// covers kBlockSize consecutive (pixel, group, channel vector) triples,
+// channels fastest: the threads of a group read the same offsets (broadcast)
+// and neighbouring channels (coalesced). Each output is written once, by its
+// own thread.
 template <typename scalar_t, typename point_t, int kVec>
-__global__ void __launch_bounds__(kBlockSize) forward_kernel(
-    Geometry g,
-    ForwardPointers<scalar_t, point_t> p) {
+__global__ void __launch_bounds__(kBlockSize)
+    forward_kernel(Geometry g, ForwardPointers<scalar_t, point_t> p) {
   using acc_t = typename Accumulator<scalar_t>::type;
   using Channels = ChannelVector<scalar_t, kVec>;
   const int64_t vectors = g.group_channels / kVec;
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kBlockSize) forward_kernel(
   const int64_t column_step = g.channels();
   const int64_t row_step = g.width * column_step;
   const scalar_t* input = p.input + site.n * g.height * row_step +
-      site.group * g.group_channels + channel;
+                          site.group * g.group_channels + channel;
   const point_t* offset = p.offset + q * g.points() * 2;
   const point_t* mask = p.mask + q * g.points();
   const acc_t scale = static_cast<acc_t>(g.offset_scale);
@@ -101,20 +102,36 @@ __global__ void __launch_bounds__(kBlockSize) forward_kernel(
   int32_t point = 0;
   for (int32_t tap_w = 0; tap_w < g.kernel_w; ++tap_w) {
     const acc_t x = tap_position<acc_t>(
-        site.wo, g.stride_w, g.pad_w, g.dilation_w, g.kernel_w, tap_w, scale);
+        site.wo,
+        g.stride_w,
+        g.pad_w,
+        g.dilation_w,
+        g.kernel_w,
+        tap_w,
+        scale);
     for (int32_t tap_h = 0; tap_h < g.kernel_h; ++tap_h) {
       if (g.is_removed(tap_h, tap_w)) {
         continue;
       }
       const acc_t y = tap_position<acc_t>(
-          site.ho, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h, tap_h, scale);
+          site.ho,
+          g.stride_h,
+          g.pad_h,
+          g.dilation_h,
+          g.kernel_h,
+          tap_h,
+          scale);
       const acc_t dx = static_cast<acc_t>(offset[2 * point]);
       const acc_t dy = static_cast<acc_t>(offset[2 * point + 1]);
       const acc_t weight = static_cast<acc_t>(mask[point]);
       ++point;
       Sample<acc_t> sample;
       if (!locate<acc_t>(
-              y + dy * scale, x + dx * scale, g.height, g.width, sample)) {
+              y + dy * scale,
+              x + dx * scale,
+              g.height,
+              g.width,
+              sample)) {
         continue;
       }
 #pragma unroll
@@ -139,8 +156,8 @@ __global__ void __launch_bounds__(kBlockSize) forward_kernel(
   for (int lane = 0; lane < kVec; ++lane) {
     result.lanes[lane] = static_cast<scalar_t>(sums[lane]);
   }
-  *reinterpret_cast<Channels*>(
-      p.output + q * g.group_channels + channel) = result;
+  *reinterpret_cast<Channels*>(p.output + q * g.group_channels + channel) =
+      result;
 }
 
 // grad_input is of the accumulator's type and zero at the start.
@@ -156,8 +173,8 @@ struct BackwardPointers {
   point_t* __restrict__ grad_mask;
 };
 
-// Sum a value over teams of `team` neighbouring threads (a power of two, at most 32).
-// Every thread of the warp must call it.
+// Sum a value over teams of `team` neighbouring threads (a power of two, at
+// most 32). Every thread of the warp must call it.
 template <typename acc_t>
 __device__ inline acc_t team_sum(acc_t value, int team) {
   for (int distance = team / 2; distance > 0; distance /= 2) {
@@ -166,11 +183,12 @@ __device__ inline acc_t team_sum(acc_t value, int team) {
   return value;
 }
 
-// A team of `team` threads (a power of two, at most 32, so within one warp) works on
-// one group of one output pixel; thread t takes channels t, t + team, ... Reads and
-// atomic additions of a team are to neighbouring channels. grad_input is summed with
-// atomics, as samples of different pixels overlap; grad_offset and grad_mask are
-// summed over the team by shuffles and written once, by its first thread.
+// A team of `team` threads (a power of two, at most 32, so within one warp)
+// works on one group of one output pixel; thread t takes channels t, t + team,
+// ... Reads and atomic additions of a team are to neighbouring channels.
+// grad_input is summed with atomics, as samples of different pixels overlap;
+// grad_offset and grad_mask are summed over the team by shuffles and written
+// once, by its first thread.
 template <typename scalar_t, typename point_t>
 __global__ void __launch_bounds__(kBlockSize) backward_kernel(
     Geometry g,
@@ -180,8 +198,8 @@ __global__ void __launch_bounds__(kBlockSize) backward_kernel(
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (kBlockSize / team);
   const int64_t sites = g.out_pixels() * g.groups;
   int64_t q = first + threadIdx.x / team;
-  // Threads beyond the end repeat the last site without writing: shuffles need whole
-  // warps.
+  // Threads beyond the end repeat the last site without writing: shuffles need
+  // whole warps.
   const bool active = q < sites;
   q = active ? q : sites - 1;
   const int first_channel = threadIdx.x % team;
@@ -199,18 +217,34 @@ __global__ void __launch_bounds__(kBlockSize) backward_kernel(
   int64_t point = first_point;
   for (int32_t tap_w = 0; tap_w < g.kernel_w; ++tap_w) {
     const acc_t x = tap_position<acc_t>(
-        site.wo, g.stride_w, g.pad_w, g.dilation_w, g.kernel_w, tap_w, scale);
+        site.wo,
+        g.stride_w,
+        g.pad_w,
+        g.dilation_w,
+        g.kernel_w,
+        tap_w,
+        scale);
     for (int32_t tap_h = 0; tap_h < g.kernel_h; ++tap_h) {
       if (g.is_removed(tap_h, tap_w)) {
         continue;
       }
       const acc_t y = tap_position<acc_t>(
-          site.ho, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h, tap_h, scale);
+          site.ho,
+          g.stride_h,
+          g.pad_h,
+          g.dilation_h,
+          g.kernel_h,
+          tap_h,
+          scale);
       const acc_t dx = static_cast<acc_t>(p.offset[2 * point]);
       const acc_t dy = static_cast<acc_t>(p.offset[2 * point + 1]);
       Sample<acc_t> sample = {};
       const bool inside = locate<acc_t>(
-          y + dy * scale, x + dx * scale, g.height, g.width, sample);
+          y + dy * scale,
+          x + dx * scale,
+          g.height,
+          g.width,
+          sample);
       // A mask outside the image may be NaN and must not reach the gradients.
       const acc_t weight = inside ? static_cast<acc_t>(p.mask[point]) : 0;
       acc_t dots[4] = {0, 0, 0, 0};
@@ -248,4 +282,4 @@ __global__ void __launch_bounds__(kBlockSize) backward_kernel(
   }
 }
 
-} // namespace dcnv3
+}  // namespace dcnv3

@@ -12,20 +12,19 @@
 
 namespace dcnv3 {
 
-// Makes the device of a tensor current while it lives, and knows its current stream.
+// Makes the device of a tensor current while it lives, and knows its current
+// stream.
 class LaunchContext {
  public:
   explicit LaunchContext(const Tensor& tensor)
       : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(
-        tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     // nullptr is valid: the default stream.
     stream_ = static_cast<cudaStream_t>(stream);
   }
-  cudaStream_t stream() const {
-    return stream_;
-  }
+  cudaStream_t stream() const { return stream_; }
 
  private:
   torch::stable::accelerator::DeviceGuard guard_;
@@ -42,4 +41,4 @@ inline unsigned int grid_size(int64_t items, int64_t per_block) {
   return static_cast<unsigned int>(blocks);
 }
 
-} // namespace dcnv3
+}  // namespace dcnv3

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs CUDA kernels on the CPU, slowly: each lane of a warp is a fiber, and a shuffle
-// is a point where all lanes of the warp meet. Enough for kernels without shared
-// memory. A lane that misses a shuffle which the others wait for, which would hang or
-// be undefined on a GPU, is an error here.
+// Runs CUDA kernels on the CPU, slowly: each lane of a warp is a fiber, and a
+// shuffle is a point where all lanes of the warp meet. Enough for kernels
+// without shared memory. A lane that misses a shuffle which the others wait
+// for, which would hang or be undefined on a GPU, is an error here.
 #pragma once
 
 #include <ucontext.h>
@@ -51,8 +51,8 @@ class Warp {
     static_assert(sizeof(T) <= 8);
     Warp& warp = *current_;
     const int lane = warp.lane_;
-    // Two sets of slots: a fast lane may reach the next shuffle before a slow one
-    // has read this one's.
+    // Two sets of slots: a fast lane may reach the next shuffle before a slow
+    // one has read this one's.
     const int slot = warp.phase_[lane]++ % 2;
     std::memcpy(warp.slots_[slot][lane], &value, sizeof(T));
     swapcontext(&warp.fibers_[lane], &warp.scheduler_);
@@ -108,10 +108,8 @@ T atomicAdd(T* address, T value) {
 }
 
 // kernel<<<blocks, threads>>>(...), with the call of the kernel as a closure.
-inline void launch(
-    int64_t blocks,
-    int threads,
-    const std::function<void()>& kernel) {
+inline void
+launch(int64_t blocks, int threads, const std::function<void()>& kernel) {
   for (int64_t block = 0; block < blocks; ++block) {
     for (int first = 0; first < threads; first += Warp::kLanes) {
       Warp::run([&](int lane) {

@@ -63,9 +63,10 @@ void run(const Call& c) {
 
 }  // namespace
 
-// sizes: batch, height, width, out_height, out_width, groups, group_channels and the
-// (h, w) pairs of kernel, stride, padding and dilation. dtypes: 0 float64, 1 float32,
-// 2 float16, 3 bfloat16. Returns 0, or 1 with what is wrong in `error`.
+// sizes: batch, height, width, out_height, out_width, groups, group_channels
+// and the (h, w) pairs of kernel, stride, padding and dilation. dtypes: 0
+// float64, 1 float32, 2 float16, 3 bfloat16. Returns 0, or 1 with what is wrong
+// in `error`.
 extern "C" int run_on_cpu(
     const int64_t* sizes,
     double offset_scale,

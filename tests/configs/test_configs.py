@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every config loads, fits its model, is named by the rules, and is in the index."""
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs'
+LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
+METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
+ARCHS = {
+    't': 'tiny',
+    's': 'small',
+    'b': 'base',
+    'l': 'large',
+    'xl': 'xlarge',
+    'h': 'huge',
+    'g': 'giant',
+}
+
+PART = '[a-z0-9]+(-[a-z0-9]+)*'
+NAME = re.compile(rf'({PART}_)*(cb-)?internimage-(?P<variant>{PART})(_{PART})+')
+
+every_leaf = pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
+
+
+def index() -> dict[str, dict]:
+    """Return all models of the index by name; names must be unique."""
+    models = [
+        model
+        for path in METAFILES
+        for model in yaml.safe_load(path.read_text())['Models']
+    ]
+    by_name = {model['Name']: model for model in models}
+    assert len(by_name) == len(models)
+    return by_name
+
+
+def build_on_meta(config: ConfigDict) -> torch.nn.Module:
+    """Build a module without memory for its parameters."""
+    with torch.device('meta'):
+        return MODELS.build(config)
+
+
+@cache
+def load(path: Path) -> Config:
+    """Read a config, or skip the test where its codebase is not installed."""
+    config = Config.fromfile(path)
+    pytest.importorskip(config.default_scope)
+    return config
+
+
+@every_leaf
+def test_backbone_and_neck_fit(path: Path):
+    config = load(path)
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        backbone = build_on_meta(config.model.backbone)
+        neck = build_on_meta(config.model.neck) if 'neck' in config.model else None
+    assert config.channels == list(backbone.arch.level_channels)
+    if neck is not None:
+        neck(
+            tuple(
+                torch.empty(2, config.channels[i], 64 >> i, 96 >> i, device='meta')
+                for i in backbone.out_indices
+            )
+        )
+
+
+@every_leaf
+def test_name_says_what_it_is(path: Path):
+    match = NAME.fullmatch(path.stem)
+    assert match, f'{path.name}: expected <method>_internimage-<variant>_<schedule>_...'
+    assert load(path).backbone.arch == ARCHS[match['variant']]
+
+
+@every_leaf
+def test_docstring_has_result_and_command(path: Path):
+    metrics = [
+        value
+        for result in index()[path.stem]['Results']
+        for value in result['Metrics'].values()
+    ]
+    expectation, command = ast.get_docstring(ast.parse(path.read_text())).splitlines()
+    for value in metrics:
+        assert str(value) in expectation
+    assert command.startswith(f'mim train internimage {path.name}')
+
+
+@pytest.mark.parametrize('variant', ARCHS)
+def test_variant_file_states_its_own_facts(variant: str):
+    config = Config.fromfile(CONFIGS / '_base_' / f'internimage_{variant}.py')
+    assert set(config.to_dict()) == {'custom_imports', 'backbone', 'channels'}
+    assert config.backbone.arch == ARCHS[variant]
+    assert f'internimage_{variant}_' in config.backbone.init_cfg.checkpoint
+    settings = ConfigDict(config.backbone)
+    settings.pop('_delete_')
+    backbone = build_on_meta(settings)
+    assert list(backbone.arch.level_channels) == config.channels
+
+
+def literal_dicts(path: Path, num_lines: int) -> Iterator[str]:
+    """Yield the text of each dict in a file that spans ``num_lines`` or more."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        is_call = isinstance(node, ast.Call) and ast.unparse(node.func) == 'dict'
+        if not is_call and not isinstance(node, ast.Dict):
+            continue
+        if node.end_lineno - node.lineno + 1 >= num_lines:
+            yield ast.unparse(node)
+
+
+def test_no_dict_is_repeated_in_three_leaves():
+    places = defaultdict(set)
+    for path in LEAVES:
+        for text in literal_dicts(path, num_lines=6):
+            places[text].add(path.name)
+    assert not {text: files for text, files in places.items() if len(files) >= 3}
+
+
+def test_index_lists_every_config():
+    models = index()
+    assert set(models) == {path.stem for path in LEAVES}
+    for name, model in models.items():
+        assert (ROOT / model['Config']).samefile(next(CONFIGS.rglob(f'{name}.py')))
+    imports = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    assert imports == [str(path.relative_to(ROOT)) for path in METAFILES]
+
+
+@pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)
+def test_readme_agrees_with_metafile(path: Path):
+    content = yaml.safe_load(path.read_text())
+    for collection in content['Collections']:
+        assert collection['README'] == str(
+            path.with_name('README.md').relative_to(ROOT)
+        )
+    lines = path.with_name('README.md').read_text().splitlines()
+    for model in content['Models']:
+        (row,) = (line for line in lines if f'({Path(model["Config"]).name})' in line)
+        assert model['Weights'] in row
+        for result in model['Results']:
+            for value in result['Metrics'].values():
+                assert f'| {value} |' in row
+
+
+def test_mim_reads_the_index():
+    search = pytest.importorskip('mim.commands.search')
+    table = search.convert2df(search.load(str(ROOT / 'model-index.yml')))
+    assert set(table.index) == set(index())
+    assert table['weight'].notna().all()

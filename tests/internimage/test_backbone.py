@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import nn
+
+from internimage import InternImage
+from internimage.architecture import Architecture
+from internimage.layers import DropPath
+from ops_dcnv3 import DCNv3
+from tests.golden import DATA, assert_matches_golden, fill, golden_input, read_json
+
+ZOO = read_json('zoo_backbones.json.gz')['backbones']
+GOLDEN = np.load(DATA / 'backbones.npz')
+CASES = json.loads(str(GOLDEN['cases']))
+
+# Lopsided on purpose: no two levels alike, H != W, and sizes that no stride divides.
+SMALL = {'channels': 6, 'depths': (1, 2, 4, 1), 'groups': (1, 2, 3, 6)}
+IMAGE = torch.randn(2, 3, 70, 45, generator=torch.Generator().manual_seed(0))
+SIZES = [(18, 12), (9, 6), (5, 3), (3, 2)]
+
+
+def small(**kwargs) -> InternImage:
+    torch.manual_seed(0)
+    return fill(InternImage(SMALL, **kwargs))
+
+
+@pytest.mark.parametrize('entry', ZOO, ids=lambda e: e['configs'][0].split('/')[-1])
+def test_parameters_are_the_published_ones(entry):
+    with torch.device('meta'):
+        model = InternImage(entry['arch'])
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert shapes == entry['shapes']
+    assert sum(param.numel() for param in model.parameters()) == entry['params']
+
+
+@pytest.mark.parametrize('name', InternImage.arch_settings)
+def test_named_architecture_is_published(name):
+    short = 'xl' if name == 'xlarge' else name[0]
+    entries = [e for e in ZOO if f'internimage_{short}_' in e['configs'][0]]
+    assert any('classification/' in e['configs'][0] for e in entries)
+    for entry in entries:
+        published = Architecture(**entry['arch'])
+        is_dense = 'classification/' not in entry['configs'][0]
+        has_scale = is_dense and name not in ('huge', 'giant')
+        overrides = {'layer_scale': 1.0} if has_scale else {}
+        for spelling in (name, short):
+            with torch.device('meta'):
+                arch = InternImage(spelling, **overrides).arch
+            for key in Architecture.__dataclass_fields__:
+                ours, theirs = getattr(arch, key), getattr(published, key)
+                assert np.array_equal(ours, theirs), key
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case['case'].split('/')[1])
+def test_matches_published_outputs(case):
+    model = fill(InternImage(case['arch'])).eval()
+    with torch.no_grad():
+        outputs = model(golden_input(case['input_tag'], case['input_shape']))
+    assert len(outputs) == 4
+    for index, output in enumerate(outputs):
+        assert_matches_golden(output, GOLDEN, f'{case["case"]}/out{index}')
+
+
+def test_outputs_are_channels_last_views_of_all_levels():
+    outputs = small().eval()(IMAGE)
+    for index, (output, size) in enumerate(zip(outputs, SIZES, strict=True)):
+        assert output.shape == (2, 6 * 2**index, *size)
+        assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('out_indices', [(3,), (1, 2), [0, 3]])
+def test_out_indices(out_indices):
+    model = small().eval()
+    everything = model(IMAGE)
+    model.out_indices = out_indices
+    expected = [everything[index] for index in out_indices]
+    outputs = small(out_indices=out_indices).eval()(IMAGE)
+    torch.testing.assert_close(list(outputs), expected)
+
+
+def test_batch_norm_variant_runs_and_trains():
+    model = small(norm_layer='BN', act_layer='SiLU')
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    sum(output.mean() for output in model(IMAGE)).backward()
+    assert all(param.grad is not None for param in model.parameters())
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0])
+def test_checkpointing_changes_nothing(frozen_stages):
+    # The image never requires a gradient; with a frozen stem no input of a block does.
+    results = []
+    for with_cp in (False, True):
+        model = small(
+            with_cp=with_cp, drop_path_rate=0.5, frozen_stages=frozen_stages
+        ).train()
+        torch.manual_seed(1)
+        outputs = model(IMAGE)
+        sum(output.square().sum() for output in outputs).backward()
+        grads = [param.grad for param in model.parameters() if param.requires_grad]
+        assert all(grad is not None for grad in grads)
+        results.append([*outputs, *grads])
+    torch.testing.assert_close(*results)
+
+
+def test_checkpointing_recomputes():
+    calls = []
+    model = small(with_cp=True)
+    model.levels[2].blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    sum(output.sum() for output in model(IMAGE)).backward()
+    assert len(calls) == 2
+    with torch.no_grad():
+        model(IMAGE)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 2, 4])
+def test_frozen_stages(frozen_stages):
+    model = small(frozen_stages=frozen_stages)
+    assert model.train() is model
+    parts = [model.patch_embed, *model.levels]
+    for index, part in enumerate(parts):
+        frozen = index <= frozen_stages
+        assert all(module.training != frozen for module in part.modules())
+        assert all(param.requires_grad != frozen for param in part.parameters())
+    assert model.eval() is model
+    assert not any(module.training for module in model.modules())
+
+
+def test_drop_path_keeps_the_mean():
+    torch.manual_seed(0)
+    drop_path = DropPath(0.3)
+    x = torch.full((10_000, 2, 1, 3), 7.0)
+    y = drop_path(x)
+    # Samples are dropped whole.
+    assert torch.equal(y, y[:, :1, :1, :1].expand_as(y))
+    assert y.unique().tolist() == pytest.approx([0, 10])
+    # Standard deviation of the mean: 10 * sqrt(.3 * .7 / 10000) = .046.
+    assert y.mean().item() == pytest.approx(7, abs=0.15)
+    torch.manual_seed(0)
+    assert torch.equal(drop_path(x), y)
+    assert drop_path.eval()(x) is x
+
+
+@pytest.mark.parametrize(
+    ('kind', 'expected'),
+    [('linear', [i / 7 * 0.7 for i in range(8)]), ('uniform', [0.7] * 8)],
+)
+def test_drop_path_rates(kind, expected):
+    model = small(drop_path_rate=0.7, drop_path_type=kind)
+    rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('other', [{'layer_scale': 1.0}, {'post_norm': True}])
+def test_res_post_norm_has_no_effect_beside_others(other):
+    model = small(res_post_norm=True, **other).eval()
+    names = [n for n, _ in model.named_parameters() if '.res_post_norm' in n]
+    assert len(names) == 8 * 2 * 2
+    expected = model(IMAGE)
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(name).fill_(5)
+    torch.testing.assert_close(model(IMAGE), expected)
+
+
+@pytest.mark.parametrize('post_norm', [False, True])
+@pytest.mark.parametrize('center_feature_scale', [False, True])
+def test_level_norms(post_norm, center_feature_scale):
+    model = small(post_norm=post_norm, center_feature_scale=center_feature_scale)
+    has_norm = 'levels.3.norm.0.weight' in model.state_dict()
+    assert has_norm == (not post_norm or center_feature_scale)
+
+
+def test_initial_values():
+    model = InternImage({**SMALL, 'channels': 60}, layer_scale=1e-5)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(float('nan'))
+    model.init_weights()
+    for name, param in model.named_parameters():
+        assert param.isfinite().all(), name
+        if '.dcn.offset.' in name or '.dcn.mask.' in name:
+            assert not param.any(), name
+        elif name.endswith('_proj.weight'):
+            limit = (6 / sum(param.shape)) ** 0.5
+            assert limit * 0.9 < param.abs().max() <= limit, name
+        elif '.mlp.' in name and param.ndim == 2:
+            assert param.std().item() == pytest.approx(0.02, rel=0.1), name
+        elif 'gamma' in name:
+            assert torch.equal(param, torch.full_like(param, 1e-5)), name
+        elif '.norm' in name:
+            assert torch.equal(param, torch.full_like(param, name.endswith('weight')))
+
+
+def test_init_weights_as_part_of_a_model():
+    detector = BaseModule()
+    detector.backbone = MODELS.build(
+        ConfigDict(type='InternImage', arch=SMALL, layer_scale=1.0)
+    )
+    detector.init_weights()
+    assert detector.backbone.is_init
+    before = detector.backbone.levels[0].blocks[0].mlp.fc1.weight.clone()
+    assert before.std().item() == pytest.approx(0.02, rel=0.3)
+    detector.backbone.init_weights()
+    assert torch.equal(detector.backbone.levels[0].blocks[0].mlp.fc1.weight, before)
+
+
+def test_init_cfg_of_mmengine_comes_on_top():
+    init_cfg = [dict(type='Constant', layer='Conv2d', val=3.0)]
+    model = InternImage(SMALL, init_cfg=init_cfg)
+    model.init_weights()
+    assert model.patch_embed.conv1.weight.unique().tolist() == [3.0]
+    assert not model.levels[0].blocks[0].dcn.offset.weight.any()
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        ({'arch': 'medium'}, "arch: expected .*'tiny'.*got 'medium'"),
+        ({'chanels': 6}, r"unknown arguments \['chanels'\].*'channels', 'depths'"),
+        ({'arch': {**SMALL, 'core_op': 'DCNv3'}}, r"unknown arguments \['core_op'\]"),
+        ({'channels': 1}, 'channels: expected 2 or more, got 1'),
+        ({'depths': (1, 0, 2, 1)}, r'depths: .*got \(1, 0, 2, 1\)'),
+        ({'groups': (1, 2, 3)}, r'groups: .*\(6, 12, 24, 48\), got \(1, 2, 3\)'),
+        ({'groups': (1, 5, 3, 6)}, r'groups: .*\(6, 12, 24, 48\), got \(1, 5, 3, 6\)'),
+        ({'mlp_ratio': 0}, 'mlp_ratio: expected more than 0, got 0'),
+        ({'norm_layer': 'GN'}, "norm_layer: expected .* got 'GN'"),
+        ({'act_layer': 'Tanh'}, "act_layer: expected .* got 'Tanh'"),
+        ({'level2_post_norm': True}, 'level2_post_norm_block_ids: .*got None'),
+        (
+            {'level2_post_norm': True, 'level2_post_norm_block_ids': [1, 4]},
+            r'indices of the 4 blocks of the third level, got \[1, 4\]',
+        ),
+        (
+            {'level2_post_norm': True, 'level2_post_norm_block_ids': [1, 1]},
+            'distinct',
+        ),
+        ({'out_indices': (3, 4)}, r'out_indices: .*4 levels, got \(3, 4\)'),
+        ({'out_indices': ()}, r'out_indices: .*got \(\)'),
+        ({'frozen_stages': 5}, 'frozen_stages: .*got 5'),
+        ({'drop_path_rate': 1.0}, 'drop_path_rate: expected 0 <= rate < 1, got 1.0'),
+        ({'drop_path_type': 'cosine'}, "drop_path_type: .*got 'cosine'"),
+    ],
+)
+def test_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        InternImage(**{'arch': SMALL, **kwargs})
+
+
+def test_pretrained_stands_alone():
+    pretrained = dict(type='Pretrained', checkpoint='x.pth')
+    model = InternImage(
+        SMALL, init_cfg=[dict(type='Xavier', layer='Conv2d'), pretrained]
+    )
+    with pytest.raises(ValueError, match='init_cfg: expected Pretrained alone'):
+        model.init_weights()
+
+
+def test_dcnv3_gets_the_settings():
+    model = small(dw_kernel_size=5, offset_scale=2.0, remove_center=True)
+    layers = [module for module in model.modules() if isinstance(module, DCNv3)]
+    assert [layer.geometry.groups for layer in layers] == [1, 2, 2, 3, 3, 3, 3, 6]
+    for layer in layers:
+        assert layer.dw_conv[0].kernel_size == (5, 5)
+        assert layer.geometry.offset_scale == 2.0
+        assert layer.geometry.num_points == 8
+
+
+def test_import_needs_mmengine_only():
+    code = (
+        'import sys, internimage; '
+        'assert not sys.modules.keys() & {"mmcv", "mmdet", "mmseg", "mmpretrain"}'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections import OrderedDict
+
+import pytest
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from internimage import InternImage, checkpoint
+from internimage.checkpoint import backbone_state_dict, convert_published
+from tests.golden import fill, fill_value, read_json
+
+ZOO = read_json('zoo_backbones.json.gz')
+SMALL = {'channels': 6, 'depths': (1, 2, 3, 1), 'groups': (1, 2, 3, 6)}
+IMAGE = torch.randn(1, 3, 40, 70, generator=torch.Generator().manual_seed(0))
+
+
+def small(**kwargs) -> InternImage:
+    return InternImage({**SMALL, 'layer_scale': 1.0, **kwargs})
+
+
+def weights(**kwargs) -> dict[str, Tensor]:
+    return fill(small(**kwargs)).state_dict()
+
+
+def others(*names: str) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(fill_value(name, (3,))) for name in names}
+
+
+def classification(backbone: dict[str, Tensor]) -> dict:
+    head = others('conv_head.0.weight', 'conv_head.1.0.running_var', 'head.weight')
+    return {'model': {**backbone, **head}, 'model_ema': {}, 'epoch': 3}
+
+
+def detection(backbone: dict[str, Tensor]) -> dict:
+    named = {f'backbone.{name}': value for name, value in backbone.items()}
+    heads = others('neck.fpn_convs.0.conv.weight', 'rpn_head.rpn_cls.bias')
+    return {'meta': {'epoch': 12}, 'state_dict': OrderedDict(**named, **heads)}
+
+
+def hugging_face(backbone: dict[str, Tensor]) -> dict:
+    named = {
+        'model.' + name.replace('gamma', 'layer_scale'): value
+        for name, value in backbone.items()
+    }
+    return {**named, **others('model.head.weight')}
+
+
+def data_parallel(backbone: dict[str, Tensor]) -> dict:
+    inner = classification(backbone)['model']
+    return {'module': {f'module.{name}': value for name, value in inner.items()}}
+
+
+LAYOUTS = {
+    layout.__name__: layout
+    for layout in (classification, detection, hugging_face, data_parallel, dict)
+}
+every_layout = pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
+
+
+@every_layout
+def test_convert_is_pure_idempotent_and_complete(layout):
+    source = layout(weights())
+    before = repr(source)
+    converted = convert_published(source)
+    assert repr(source) == before
+    again = convert_published(converted)
+    assert list(again) == list(converted)
+    stack, tensors = [source], []
+    while stack:
+        for value in stack.pop().values():
+            (stack if isinstance(value, dict) else tensors).append(value)
+    tensors = [value for value in tensors if isinstance(value, Tensor)]
+    assert sorted(map(id, tensors)) == sorted(map(id, converted.values()))
+
+
+@pytest.mark.parametrize('config', ZOO['other_keys'])
+def test_published_names_that_fit_stay(config):
+    entry = next(e for e in ZOO['backbones'] if config in e['configs'])
+    prefix = '' if config.startswith('classification/') else 'backbone.'
+    backbone = {prefix + name: torch.empty(0) for name in entry['shapes']}
+    rest = {name: torch.empty(0) for name in ZOO['other_keys'][config]}
+    converted = convert_published({**backbone, **rest})
+    assert list(converted) == [*backbone, *rest]
+    part, left_out = backbone_state_dict({**rest, **backbone})
+    assert list(part) == list(entry['shapes'])
+    assert left_out == list(rest)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({}, 'expected named tensors.* got nothing'),
+        ({'state_dict': {}}, 'got nothing'),
+        ({'epoch': 3, 'x': torch.empty(0)}, 'got epoch'),
+        ({'optimizer': {'state': {}}}, 'got optimizer'),
+        (
+            {
+                'levels.0.blocks.0.gamma1': torch.empty(0),
+                'levels.0.blocks.0.layer_scale1': torch.empty(0),
+            },
+            r'several tensors for levels\.0\.blocks\.0\.gamma1',
+        ),
+    ],
+)
+def test_convert_errors(content, message):
+    with pytest.raises(ValueError, match=message):
+        convert_published(content)
+
+
+@every_layout
+def test_backbone_of_every_layout(layout):
+    expected = weights()
+    backbone, left_out = backbone_state_dict(layout(expected))
+    torch.testing.assert_close(backbone, dict(expected))
+    names = {name.split('.')[0] for name in left_out}
+    assert names <= {'conv_head', 'head', 'neck', 'rpn_head'}
+    assert bool(names) == (layout is not dict)
+
+
+def test_several_backbones():
+    student, teacher = weights(), others('patch_embed.conv1.weight', 'levels.0.x')
+    both = {
+        **{f'student.backbone.{name}': value for name, value in student.items()},
+        **{f'teacher.backbone.{name}': value for name, value in teacher.items()},
+        'levels.0.unrelated': torch.zeros(1),
+    }
+    with pytest.raises(ValueError, match=r"got 2; .*'student\.backbone\.', 'teacher"):
+        backbone_state_dict(both)
+    for prefix in ('student.backbone', 'student.backbone.'):
+        backbone, left_out = backbone_state_dict(both, prefix)
+        assert list(backbone) == list(student)
+        assert len(left_out) == 3
+    with pytest.raises(ValueError, match=r"none at prefix 'model'.*student\.\* \("):
+        backbone_state_dict(both, 'model')
+    with pytest.raises(ValueError, match='none at prefix'):
+        backbone_state_dict(both, '')
+
+
+@pytest.fixture
+def messages(monkeypatch):
+    logged = []
+    monkeypatch.setattr(
+        checkpoint, 'print_log', lambda message, **_: logged.append(message)
+    )
+    return logged
+
+
+def load(model: InternImage, path, content, **kwargs) -> InternImage:
+    """Load through ``init_cfg``, as part of a model, the way the runner does."""
+    torch.save(content, path)
+    model.init_cfg = dict(type='Pretrained', checkpoint=str(path), **kwargs)
+    detector = BaseModule()
+    detector.backbone = model
+    detector.init_weights()
+    return model
+
+
+@every_layout
+def test_pretrained_loads_every_layout(layout, tmp_path, messages):
+    source = fill(small()).eval()
+    model = load(small(), tmp_path / 'x.pth', layout(source.state_dict())).eval()
+    torch.testing.assert_close(model(IMAGE), source(IMAGE))
+    assert model.is_init
+    (message,) = messages
+    assert message.startswith(f'{tmp_path}/x.pth: loaded the {len(weights())} tensors')
+    if layout is classification:
+        assert message.endswith('; left out conv_head.* (2), head.* (1)')
+    if layout is dict:
+        assert 'left out' not in message
+
+
+def test_pretrained_takes_a_prefix(tmp_path, messages):
+    expected = weights()
+    both = {f'{name}.{k}': v for name in 'ab' for k, v in expected.items()}
+    model = load(small(), tmp_path / 'x.pth', both, prefix='a')
+    torch.testing.assert_close(model.state_dict(), expected)
+    assert f'left out b.* ({len(expected)})' in messages[0]
+
+
+def test_a_neutral_layer_scale_may_be_absent(tmp_path, messages):
+    source = fill(small(layer_scale=None)).eval()
+    content = classification(source.state_dict())
+    model = load(small(), tmp_path / 'x.pth', content).eval()
+    torch.testing.assert_close(model(IMAGE), source(IMAGE))
+    assert messages[0].endswith('not in the file, kept at 1: 14 layer scales (gamma)')
+
+    with pytest.raises(ValueError, match=r'14 not in the file: .*blocks\.0\.gamma1'):
+        load(small(layer_scale=1e-5), tmp_path / 'x.pth', content)
+
+
+def test_a_trained_layer_scale_may_not_be_dropped(tmp_path):
+    with pytest.raises(ValueError, match=r'layer_scale.*14 not in the model: .*gamma1'):
+        load(small(layer_scale=None), tmp_path / 'x.pth', detection(weights()))
+
+
+def test_another_architecture_is_refused(tmp_path):
+    model = small()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    content = weights(channels=12, depths=(1, 2, 2, 1), post_norm=True)
+    with pytest.raises(ValueError, match='check its arch') as error:
+        load(model, tmp_path / 'x.pth', content)
+    message = str(error.value)
+    assert message.startswith(f'{tmp_path}/x.pth: expected the backbone of this model')
+    assert 'patch_embed.conv1.weight: file (6, 3, 3, 3), model (3, 3, 3, 3)' in message
+    assert 'not in the file: levels.0.norm.0.weight' in message
+    assert 'in all)' in message
+    torch.testing.assert_close(dict(model.state_dict()), before)
+
+
+def test_a_file_without_backbone_is_refused(tmp_path):
+    content = {'state_dict': others('fc.weight', 'fc.bias', 'layer1.0.conv1.weight')}
+    with pytest.raises(ValueError, match=r'none anywhere.*fc\.\* \(2\), layer1\.\* \('):
+        load(small(), tmp_path / 'x.pth', content)
+
+
+def test_half_precision_weights(tmp_path, messages):
+    content = {name: value.half() for name, value in weights().items()}
+    model = load(small(), tmp_path / 'x.pth', content)
+    assert all(param.dtype == torch.float32 for param in model.parameters())

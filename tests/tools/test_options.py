@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of tools/train.py and tools/test.py, by the config they lead to."""
+
+import os
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+
+CONFIG = """
+default_scope = '{scope}'
+model = dict(type='Model')
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1.0))
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+test_dataloader = dict(dataset=dict(pipeline=['plain']))
+test_evaluator = dict(type='Metric')
+default_hooks = dict(visualization=dict(type='Hook'))
+visualizer = dict(type='Visualizer')
+"""
+TTA = """
+tta_model = dict(type='TTAModel')
+tta_pipeline = ['flipped']
+"""
+
+Run = Callable[..., Config]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Return a function that runs a tool and returns the config it would use."""
+    runners = []
+    monkeypatch.setattr(
+        Runner, 'from_cfg', lambda config: runners.append(config) or Mock()
+    )
+    monkeypatch.syspath_prepend(TOOLS)
+    monkeypatch.setenv('LOCAL_RANK', '')  # so that it is as before after the test
+    monkeypatch.delenv('LOCAL_RANK')
+
+    def run(
+        tool: str, *arguments: str, scope: str = 'mmdet', extra: str = ''
+    ) -> Config:
+        path = tmp_path / 'small_model.py'
+        path.write_text(CONFIG.format(scope=scope) + extra)
+        runpy.run_path(str(TOOLS / f'{tool}.py'))['main']([str(path), *arguments])
+        return runners.pop()
+
+    return run
+
+
+def test_work_dir_is_of_option_then_config_then_name(run: Run):
+    set_in_config = "work_dir = 'mine'"
+    assert run('train').work_dir == 'work_dirs/small_model'
+    assert run('train', extra=set_in_config).work_dir == 'mine'
+    assert run('train', '--work-dir', 'x', extra=set_in_config).work_dir == 'x'
+
+
+def test_config_options_and_launcher(run: Run):
+    options = ['model.depth=3', 'model.arch._delete_=True', 'model.arch.channels=8']
+    config = run(
+        'train',
+        *['--launcher', 'pytorch', '--local-rank=1', '--cfg-options', *options],
+        extra="model['arch'] = 'tiny'",
+    )
+    assert config.model == {'type': 'Model', 'depth': 3, 'arch': {'channels': 8}}
+    assert config.launcher == 'pytorch'
+    assert os.environ['LOCAL_RANK'] == '1'
+
+
+def test_rank_of_torchrun_wins(run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    run('train')
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
+def test_amp(run: Run):
+    assert run('train').optim_wrapper.type == 'OptimWrapper'
+    wrapper = run('train', '--amp').optim_wrapper
+    assert (wrapper.type, wrapper.loss_scale) == ('AmpOptimWrapper', 'dynamic')
+    assert wrapper.optimizer.lr == 1.0
+
+
+def test_auto_scale_lr(run: Run, capsys: pytest.CaptureFixture):
+    assert not run('train').auto_scale_lr.enable
+    assert run('train', '--auto-scale-lr').auto_scale_lr.enable
+    with pytest.raises(SystemExit):
+        run('train', '--auto-scale-lr', extra='auto_scale_lr = dict()')
+    assert 'base_batch_size' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'resume', 'load_from'),
+    [
+        ([], None, None),
+        (['--resume'], True, None),
+        (['--resume', 'a.pth'], True, 'a.pth'),
+    ],
+)
+def test_resume(run: Run, arguments: list[str], resume: bool | None, load_from: str):
+    config = run('train', *arguments)
+    assert config.get('resume') is resume
+    assert config.get('load_from') == load_from
+
+
+@pytest.mark.parametrize(
+    ('scope', 'metric'),
+    [
+        ('mmdet', 'DumpDetResults'),
+        ('mmpretrain', 'DumpResults'),
+        ('mmseg', 'DumpResults'),
+    ],
+)
+def test_out(run: Run, scope: str, metric: str):
+    config = run('test', 'a.pth', '--out', 'a.pkl', scope=scope)
+    assert config.load_from == 'a.pth'
+    assert config.test_evaluator == [
+        {'type': 'Metric'},
+        {'type': metric, 'out_file_path': 'a.pkl'},
+    ]
+
+
+@pytest.mark.parametrize(
+    ('scope', 'expected'),
+    [
+        ('mmdet', {'draw': True, 'test_out_dir': 'x'}),
+        ('mmpretrain', {'enable': True, 'out_dir': 'x'}),
+        ('mmseg', {'draw': True}),
+    ],
+)
+def test_show_dir(run: Run, scope: str, expected: dict):
+    config = run('test', 'a.pth', '--show-dir', 'x', scope=scope)
+    common = {'type': 'Hook', 'show': False, 'wait_time': 2}
+    assert config.default_hooks.visualization == common | expected
+    assert config.visualizer.get('save_dir') == ('x' if scope == 'mmseg' else None)
+
+
+def test_tta(run: Run, capsys: pytest.CaptureFixture):
+    config = run('test', 'a.pth', '--tta', extra=TTA)
+    assert config.model == {'type': 'TTAModel', 'module': {'type': 'Model'}}
+    assert config.test_dataloader.dataset.pipeline == ['flipped']
+    with pytest.raises(SystemExit):
+        run('test', 'a.pth', '--tta')
+    assert 'tta_model' in capsys.readouterr().err
