@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InternImage for OpenMMLab: importing it makes its parts known to every codebase.
+
+The import needs PyTorch, mmengine and ``ops_dcnv3``. It
+
+* registers ``InternImage`` and ``LayerDecayOptimWrapperConstructor`` in mmengine's
+  root registries, where mmpretrain, mmdet and mmseg look them up, and
+* replaces mmengine's checkpoint loaders with safe ones, for the whole process:
+  see :mod:`internimage.safe_loader`.
+
+What needs one of the codebases is imported by name: ``internimage.classification``,
+``internimage.detection``, ``internimage.segmentation``.
+"""
+
+from .backbone import InternImage
+from .layer_decay import LayerDecayOptimWrapperConstructor
+from .safe_loader import register_safe_loaders
+from .version import __version__
+
+register_safe_loaders()
+
+__all__ = ['InternImage', 'LayerDecayOptimWrapperConstructor', '__version__']

@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InternImage: a convolutional backbone with DCNv3 as its core operator."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import PretrainedInit, trunc_normal_init
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ops_dcnv3 import DCNv3
+from ops_dcnv3.layers import build_norm_layer
+
+from .architecture import Architecture
+from .checkpoint import load_pretrained
+from .layers import Downsample, DropPath, Mlp, Stem
+
+_LONG_NAMES = {
+    't': 'tiny',
+    's': 'small',
+    'b': 'base',
+    'l': 'large',
+    'xl': 'xlarge',
+    'h': 'huge',
+    'g': 'giant',
+}
+
+
+class Block(nn.Module):
+    """DCNv3 and an MLP, each in a residual branch.
+
+    Args:
+        arch: Settings of the whole backbone.
+        level: Index of the level that the block is in.
+        drop_path_rate: Probability to drop a branch while training, in [0, 1).
+    """
+
+    def __init__(self, arch: Architecture, level: int, drop_path_rate: float) -> None:
+        super().__init__()
+        channels = arch.level_channels[level]
+        self.post_norm = arch.post_norm
+        self.layer_scale = arch.layer_scale
+        self.norm1 = build_norm_layer(channels)
+        self.dcn = DCNv3(
+            channels,
+            kernel_size=3,
+            dw_kernel_size=arch.dw_kernel_size,
+            groups=arch.groups[level],
+            offset_scale=arch.offset_scale,
+            act_layer=arch.act_layer,
+            norm_layer=arch.norm_layer,
+            center_feature_scale=arch.center_feature_scale,
+            remove_center=arch.remove_center,
+        )
+        self.drop_path = DropPath(drop_path_rate)
+        self.norm2 = build_norm_layer(channels)
+        self.mlp = Mlp(channels, int(channels * arch.mlp_ratio), arch.act_layer)
+        self.gamma1 = self.gamma2 = None
+        if arch.layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.empty(channels))
+            self.gamma2 = nn.Parameter(torch.empty(channels))
+        self.res_post_norm1 = self.res_post_norm2 = None
+        if arch.res_post_norm:
+            self.res_post_norm1 = build_norm_layer(channels)
+            self.res_post_norm2 = build_norm_layer(channels)
+        self.reset_layer_scale()
+
+    def reset_layer_scale(self) -> None:
+        """Set the factors on the branches to their initial value."""
+        for gamma in (self.gamma1, self.gamma2):
+            if gamma is not None and self.layer_scale is not None:
+                nn.init.constant_(gamma, self.layer_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, H, W, C)`` to the same shape."""
+        x = x + self._branch(x, self.dcn, self.norm1, self.res_post_norm1, self.gamma1)
+        return x + self._branch(
+            x, self.mlp, self.norm2, self.res_post_norm2, self.gamma2
+        )
+
+    def _branch(
+        self,
+        x: Tensor,
+        layer: nn.Module,
+        norm: nn.Module,
+        res_post_norm: nn.Module | None,
+        gamma: Tensor | None,
+    ) -> Tensor:
+        """Return what is added to ``x``, in the published order of operations."""
+        x = norm(layer(x)) if self.post_norm else layer(norm(x))
+        if gamma is not None:
+            x = gamma * x
+        elif res_post_norm is not None and not self.post_norm:
+            x = res_post_norm(x)
+        return self.drop_path(x)
+
+
+class Level(nn.Module):
+    """The blocks at one resolution, and the step to the next.
+
+    Args:
+        arch: Settings of the whole backbone.
+        index: Which level this is.
+        drop_path_rates: For each block, the probability to drop a branch.
+        with_cp: Recompute the blocks in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        index: int,
+        drop_path_rates: Sequence[float],
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        channels = arch.level_channels[index]
+        self.with_cp = with_cp
+        self.blocks = nn.ModuleList(
+            Block(arch, index, rate) for rate in drop_path_rates
+        )
+        self.post_norm_ids = arch.post_norm_ids(index)
+        if self.post_norm_ids:
+            self.post_norms = nn.ModuleList(
+                build_norm_layer(channels) for _ in self.post_norm_ids
+            )
+        self.norm = None
+        if not arch.post_norm or arch.center_feature_scale:
+            self.norm = build_norm_layer(channels)
+        self.downsample = None
+        if index < len(arch.depths) - 1:
+            self.downsample = Downsample(channels, arch.norm_layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the next level's input and this level's features.
+
+        Args:
+            x: ``(N, H, W, C)``.
+
+        Returns:
+            ``(N, ceil(H/2), ceil(W/2), 2C)`` and ``(N, H, W, C)``; twice the latter
+            from the last level.
+        """
+        for index, block in enumerate(self.blocks):
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if index in self.post_norm_ids:
+                x = self.post_norms[self.post_norm_ids.index(index)](x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return (x if self.downsample is None else self.downsample(x)), x
+
+
+@MODELS.register_module()
+class InternImage(BaseModule):
+    """InternImage, the backbone: multi-scale features from an image.
+
+    As in every OpenMMLab model, ``init_weights()`` gives the parameters their initial
+    values; the runner calls it.
+
+    Args:
+        arch: 'tiny', 'small', 'base', 'large', 'xlarge', 'huge' or 'giant' (also 't',
+            's', 'b', 'l', 'xl', 'h', 'g'), or a dict with the names of
+            :class:`Architecture`, whose defaults fill what it leaves out.
+        out_indices: Levels to return, counted from 0.
+        frozen_stages: -1 trains everything; 0 freezes the stem, k > 0 also the first
+            k levels: no gradients, evaluation mode. This is mmdet's convention. The
+            published code never freezes the stem.
+        drop_path_rate: Probability to drop a residual branch of a sample while
+            training, in [0, 1).
+        drop_path_type: 'linear' raises the probability from 0 at the first block to
+            ``drop_path_rate`` at the last; 'uniform' uses it for all.
+        with_cp: Recompute blocks in the backward pass: less memory, more time.
+        init_cfg: Of mmengine's initializers; None for the published initial values.
+            ``dict(type='Pretrained', checkpoint=...)`` takes a path or URL of any
+            published file and raises if that does not fill the backbone:
+            see :func:`internimage.checkpoint.load_pretrained`.
+        **overrides: Settings of :class:`Architecture` that replace those of ``arch``.
+            The published detection and segmentation models are
+            ``layer_scale=1.0`` ones, from 'tiny' to 'xlarge'.
+
+    Raises:
+        ValueError: An argument is unknown or out of range; the message names it.
+
+    Source: InternImage, arXiv:2211.05778. Parameter names and order of operations:
+        OpenGVLab/InternImage@31c962d,
+        detection/mmdet_custom/models/backbones/intern_image.py.
+    """
+
+    _is_init: bool  # BaseModule's, which has no types
+
+    # The variants of the paper (table 1) as their classification models have them.
+    arch_settings: ClassVar[dict[str, dict[str, Any]]] = {
+        'tiny': {
+            'channels': 64,
+            'depths': (4, 4, 18, 4),
+            'groups': (4, 8, 16, 32),
+        },
+        'small': {
+            'channels': 80,
+            'depths': (4, 4, 21, 4),
+            'groups': (5, 10, 20, 40),
+            'layer_scale': 1e-5,
+            'post_norm': True,
+        },
+        'base': {
+            'channels': 112,
+            'depths': (4, 4, 21, 4),
+            'groups': (7, 14, 28, 56),
+            'layer_scale': 1e-5,
+            'post_norm': True,
+        },
+        'large': {
+            'channels': 160,
+            'depths': (5, 5, 22, 5),
+            'groups': (10, 20, 40, 80),
+            'layer_scale': 1e-5,
+            'offset_scale': 2.0,
+            'post_norm': True,
+        },
+        'xlarge': {
+            'channels': 192,
+            'depths': (5, 5, 24, 5),
+            'groups': (12, 24, 48, 96),
+            'layer_scale': 1e-5,
+            'offset_scale': 2.0,
+            'post_norm': True,
+        },
+        'huge': {
+            'channels': 320,
+            'depths': (6, 6, 32, 6),
+            'groups': (10, 20, 40, 80),
+            'dw_kernel_size': 5,
+            'res_post_norm': True,
+            'level2_post_norm': True,
+            'level2_post_norm_block_ids': (5, 11, 17, 23, 29),
+            'center_feature_scale': True,
+        },
+        'giant': {
+            'channels': 512,
+            'depths': (2, 2, 48, 4),
+            'groups': (16, 32, 64, 128),
+            'post_norm': True,
+            'dw_kernel_size': 5,
+            'level2_post_norm': True,
+            'level2_post_norm_block_ids': (5, 11, 17, 23, 29, 35, 41, 47),
+            'center_feature_scale': True,
+        },
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'tiny',
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        drop_path_rate: float = 0.0,
+        drop_path_type: str = 'linear',
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        **overrides: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = self._resolve_arch(arch, overrides)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self._check_stages()
+        rates = iter(
+            _drop_path_rates(drop_path_rate, drop_path_type, sum(self.arch.depths))
+        )
+        self.patch_embed = Stem(
+            self.arch.channels, self.arch.act_layer, self.arch.norm_layer
+        )
+        self.levels = nn.ModuleList(
+            Level(self.arch, index, [next(rates) for _ in range(depth)], with_cp)
+            for index, depth in enumerate(self.arch.depths)
+        )
+        self._freeze_stages()
+
+    @classmethod
+    def _resolve_arch(
+        cls, arch: str | Mapping[str, Any], overrides: Mapping[str, Any]
+    ) -> Architecture:
+        if isinstance(arch, str):
+            name = _LONG_NAMES.get(arch, arch)
+            if name not in cls.arch_settings:
+                raise ValueError(
+                    f'arch: expected a dict or one of {list(cls.arch_settings)} '
+                    f'(short: {list(_LONG_NAMES)}), got {arch!r}'
+                )
+            arch = cls.arch_settings[name]
+        settings = {**arch, **overrides}
+        known = [field.name for field in fields(Architecture)]
+        unknown = [key for key in settings if key not in known]
+        if unknown:
+            raise ValueError(
+                f'InternImage: unknown arguments {unknown}; an architecture has {known}'
+            )
+        return Architecture(**settings)
+
+    def _check_stages(self) -> None:
+        num_levels = len(self.arch.depths)
+        if not self.out_indices or not set(self.out_indices) <= set(range(num_levels)):
+            raise ValueError(
+                f'out_indices: expected indices of the {num_levels} levels, '
+                f'got {self.out_indices}'
+            )
+        if self.frozen_stages not in range(-1, num_levels + 1):
+            raise ValueError(
+                f'frozen_stages: expected -1 (nothing), 0 (the stem) or up to '
+                f'{num_levels} (also that many levels), got {self.frozen_stages}'
+            )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features of the levels in ``out_indices``.
+
+        Args:
+            image: ``(N, 3, H, W)``, normalised.
+
+        Returns:
+            For level i a ``(N, channels * 2**i, H / 2**(i+2), W / 2**(i+2))`` map,
+            sizes rounded up, as a view of channels-last memory.
+        """
+        x = self.patch_embed(image)
+        outputs = []
+        for index, level in enumerate(self.levels):
+            x, features = level(x)
+            if index in self.out_indices:
+                outputs.append(features.permute(0, 3, 1, 2))
+        return tuple(outputs)
+
+    def train(self, mode: bool = True) -> 'InternImage':
+        """Switch to training or evaluation mode; what is frozen stays in evaluation."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.patch_embed, *self.levels[: self.frozen_stages]):
+            module.eval()
+            module.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint that ``init_cfg`` names, or draw initial values.
+
+        The drawn ones are the published classification models': a truncated normal for
+        the linear layers, with DCNv3's own rule on top, whose predicted offsets and
+        masks start at zero. (The published detection and segmentation code loses
+        those zeros here.) Initializers in ``init_cfg`` come after that.
+        """
+        if not self._is_init:
+            pretrained = self._pretrained_cfg()
+            if pretrained is not None:
+                load_pretrained(self, **pretrained)
+                self._is_init = True
+                return
+            self.reset_parameters()
+        super().init_weights()
+
+    def _pretrained_cfg(self) -> dict[str, Any] | None:
+        """Return the arguments of a Pretrained ``init_cfg``, None for another one."""
+        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg
+        for cfg in cfgs or ():
+            if cfg['type'] in ('Pretrained', PretrainedInit):
+                if len(cfgs) > 1:
+                    raise ValueError(
+                        'init_cfg: expected Pretrained alone, as it sets every '
+                        f'parameter, got {self.init_cfg}'
+                    )
+                return {key: value for key, value in cfg.items() if key != 'type'}
+        return None
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_init(module, std=0.02)
+            elif isinstance(module, (nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d)):
+                module.reset_parameters()
+            elif isinstance(module, Block):
+                module.reset_layer_scale()
+        # Last, as it replaces what the loop above gave its linear layers.
+        for module in self.modules():
+            if isinstance(module, DCNv3):
+                module.reset_parameters()
+
+    def get_layer_depth(
+        self, param_name: str, prefix: str = 'backbone.'
+    ) -> tuple[int, int]:
+        """Return how deep a parameter sits, for layer-wise learning rates.
+
+        Depth 0 is the stem; each block is one deeper; what follows the backbone is
+        deepest. Two published peculiarities are part of the rule: a level's own norm
+        counts with its downsampling to the next level's first block (the last level's
+        to its own first), and ``post_norms.k`` counts as block k.
+
+        Args:
+            param_name: Name within the whole model.
+            prefix: What the names of the backbone's parameters start with.
+
+        Returns:
+            The depth, and the number of depths: blocks + 2.
+        """
+        depths = self.arch.depths
+        num_layers = sum(depths) + 2
+        parts = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
+        if parts[0] == 'patch_embed':
+            return 0, num_layers
+        if parts[0] != 'levels':
+            return num_layers - 1, num_layers
+        level, part = int(parts[1]), parts[2]
+        if part in ('downsample', 'norm'):
+            next_level = min(level + 1, len(depths) - 1)
+            return 1 + sum(depths[:next_level]), num_layers
+        return 1 + sum(depths[:level]) + int(parts[3]), num_layers
+
+
+def _drop_path_rates(rate: float, kind: str, num_blocks: int) -> list[float]:
+    """Return the probability to drop a branch, for each block of the backbone."""
+    if not 0 <= rate < 1:
+        raise ValueError(f'drop_path_rate: expected 0 <= rate < 1, got {rate}')
+    if kind == 'uniform':
+        return [rate] * num_blocks
+    if kind == 'linear':
+        return [rate * index / max(num_blocks - 1, 1) for index in range(num_blocks)]
+    raise ValueError(f"drop_path_type: expected 'linear' or 'uniform', got {kind!r}")

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Map published checkpoints to this package's parameter names, and load backbones.
+
+Published weights come in several layouts: a classification model's parameters bare, a
+detector's or segmentor's with ``backbone.`` before them, the Hugging Face port's with
+``model.``; wrapped by the program that saved them or not.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+from torch import Tensor, nn
+
+from .safe_loader import load_checkpoint_file
+
+__all__ = [
+    'backbone_state_dict',
+    'convert_published',
+    'load_checkpoint_file',
+    'load_pretrained',
+]
+
+# Where training programs put the weights, most specific first: mmengine and mmcv
+# 'state_dict', the published classification code 'model', DeepSpeed 'module'.
+_WRAPPERS = ('state_dict', 'model', 'module')
+
+# A parameter that every layout has exactly once per InternImage backbone. What stands
+# before it is what stands before the backbone's other parameters.
+_ANCHOR = 'patch_embed.conv1.weight'
+_BACKBONE_KEY = re.compile(r'(patch_embed|levels)\.')
+
+
+def convert_published(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Give the weights of a published checkpoint the names that our models use.
+
+    Pure, and idempotent: names that are right already stay.
+
+    Args:
+        state_dict: Bare weights, or a checkpoint that holds them as ``state_dict``,
+            ``model`` or ``module``. What else a checkpoint holds (an optimizer, an
+            averaged copy of the model) is not looked at.
+
+    Returns:
+        All the weights, by new name, in the old order.
+
+    Raises:
+        ValueError: There are no weights, something among them is not a tensor, or two
+            of them would get the same name.
+    """
+    tensors = _unwrap(state_dict)
+    for rule in _RULES:
+        tensors = rule(tensors)
+    return tensors
+
+
+def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    wrapper = _find_wrapper(state_dict)
+    while wrapper is not None:
+        state_dict = state_dict[wrapper]
+        wrapper = _find_wrapper(state_dict)
+    others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
+    if others or not state_dict:
+        raise ValueError(
+            'checkpoint: expected named tensors, bare or under one of '
+            f'{_WRAPPERS}; got {_shorten(others) or "nothing"}'
+        )
+    return dict(state_dict)
+
+
+def _find_wrapper(state_dict: Mapping[str, Any]) -> str | None:
+    holds_weights = (key for key in _WRAPPERS if isinstance(state_dict.get(key), dict))
+    return next(holds_weights, None)
+
+
+def _rename(
+    tensors: dict[str, Tensor], new_name: Callable[[str], str]
+) -> dict[str, Tensor]:
+    renamed = {new_name(key): tensor for key, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        counts = Counter(map(new_name, tensors))
+        clashes = [key for key, count in counts.items() if count > 1]
+        raise ValueError(f'checkpoint: several tensors for {_shorten(clashes)}')
+    return renamed
+
+
+def _strip_common_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    while all(key.startswith(prefix) for key in tensors):
+        tensors = _rename(tensors, lambda key: key.removeprefix(prefix))
+    return tensors
+
+
+def _strip_data_parallel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the ``module.`` that (Distributed)DataParallel puts before every name."""
+    return _strip_common_prefix('module.', tensors)
+
+
+def _strip_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo what the Hugging Face port did to a classification model's names.
+
+    Its ``gamma`` had to be called something else: transformers used to rename
+    parameters with that word in their name.
+    """
+    tensors = _strip_common_prefix('model.', tensors)
+    layer_scale = re.compile(r'(levels\.\d+\.blocks\.\d+\.)layer_scale([12])$')
+    return _rename(tensors, lambda key: layer_scale.sub(r'\1gamma\2', key))
+
+
+# Applied in this order. A rule knows one layout, and leaves the others alone.
+_RULES: tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], ...] = (
+    _strip_data_parallel,
+    _strip_hugging_face,
+)
+
+
+def backbone_state_dict(
+    state_dict: Mapping[str, Any], prefix: str | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Take the backbone out of a published checkpoint.
+
+    Args:
+        state_dict: As for :func:`convert_published`.
+        prefix: What stands before the names of the backbone's weights, once converted;
+            None to find out.
+
+    Returns:
+        The backbone's weights, by the names that ``InternImage`` has for them; and
+        the names of all others.
+
+    Raises:
+        ValueError: There is no InternImage backbone, or more than one and no
+            ``prefix`` to choose by.
+    """
+    tensors = convert_published(state_dict)
+    prefixes = [key.removesuffix(_ANCHOR) for key in tensors if key.endswith(_ANCHOR)]
+    if prefix is not None:
+        wanted = prefix.rstrip('.') + '.' if prefix else ''
+        prefixes = [found for found in prefixes if found == wanted]
+    if not prefixes:
+        place = 'anywhere' if prefix is None else f'at prefix {prefix!r}'
+        raise ValueError(
+            f'checkpoint: expected an InternImage backbone, got none {place}; it has '
+            f'{_group(tensors)}'
+        )
+    if len(prefixes) > 1:
+        raise ValueError(
+            f'checkpoint: expected one InternImage backbone, got {len(prefixes)}; '
+            f'choose a prefix of {prefixes}'
+        )
+    backbone, left_out = {}, []
+    for key, tensor in tensors.items():
+        name = key.removeprefix(prefixes[0])
+        if key.startswith(prefixes[0]) and _BACKBONE_KEY.match(name):
+            backbone[name] = tensor
+        else:
+            left_out.append(key)
+    return backbone, left_out
+
+
+def load_pretrained(
+    model: nn.Module,
+    checkpoint: str,
+    prefix: str | None = None,
+    map_location: Any = 'cpu',
+) -> None:
+    """Fill an InternImage with the backbone of a published checkpoint.
+
+    The backbone has to fit: a parameter that silently keeps its initial value costs
+    accuracy that nobody finds. One absence is harmless, and logged: the ``gamma`` of a
+    layer scale that starts at 1 changes nothing (InternImage-T was pre-trained without
+    layer scale, its detectors and segmentors have one). Weights of the file that are
+    not the backbone's are logged and left out.
+
+    Args:
+        model: The ``InternImage``.
+        checkpoint: Path or URL, in any layout that :func:`backbone_state_dict` takes.
+        prefix: As for :func:`backbone_state_dict`.
+        map_location: As for ``torch.load``.
+
+    Raises:
+        ValueError: The file has no backbone, or one of another architecture; the
+            message lists the differences.
+        UnpicklingError: The file holds more than tensors and plain data.
+    """
+    content = CheckpointLoader.load_checkpoint(
+        checkpoint, map_location, logger='current'
+    )
+    tensors, left_out = backbone_state_dict(content, prefix)
+    expected = model.state_dict()
+    absent = [key for key in expected if key not in tensors]
+    neutral = [key for key in absent if _is_neutral_scale(key, expected[key])]
+    differences = {
+        'not in the file': [key for key in absent if key not in neutral],
+        'not in the model': [key for key in tensors if key not in expected],
+        'of different shape': [
+            f'{key}: file {tuple(tensors[key].shape)}, model {tuple(value.shape)}'
+            for key, value in expected.items()
+            if key in tensors and tensors[key].shape != value.shape
+        ],
+    }
+    if any(differences.values()):
+        raise ValueError(
+            f'{checkpoint}: expected the backbone of this model; check its arch and '
+            'layer_scale. '
+            + '; '.join(
+                f'{len(keys)} {what}: {_shorten(keys)}'
+                for what, keys in differences.items()
+                if keys
+            )
+        )
+    model.load_state_dict(tensors, strict=False)
+    message = f'{checkpoint}: loaded the {len(tensors)} tensors of the backbone'
+    if left_out:
+        message += f'; left out {_group(left_out)}'
+    if neutral:
+        message += f'; not in the file, kept at 1: {len(neutral)} layer scales (gamma)'
+    print_log(message, logger='current')
+
+
+def _is_neutral_scale(key: str, value: Tensor) -> bool:
+    return key.endswith(('.gamma1', '.gamma2')) and bool(torch.all(value == 1))
+
+
+def _group(keys: Iterable[str]) -> str:
+    """Summarise names by their first component: ``head.* (2), conv_head.* (6)``."""
+    counts = Counter(key.split('.')[0] for key in keys)
+    return ', '.join(f'{first}.* ({count})' for first, count in counts.items())
+
+
+def _shorten(items: list[str], limit: int = 6) -> str:
+    shown = ', '.join(items[:limit])
+    return shown + (f', ... ({len(items)} in all)' if len(items) > limit else '')

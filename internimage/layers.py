@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What InternImage is built from beside DCNv3. Activations are channels-last.
+
+Attribute names are those of the released weights.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ops_dcnv3.layers import build_act_layer, build_norm_layer
+
+
+class Stem(nn.Module):
+    """Turn an image into ``channels`` features at a quarter of its size.
+
+    Args:
+        channels: Output channels; the first of two convolutions has half as many.
+        act_layer: Activation between the convolutions.
+        norm_layer: Norm after each convolution: 'LN' or 'BN'.
+    """
+
+    def __init__(self, channels: int, act_layer: str, norm_layer: str) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.conv1 = nn.Conv2d(3, hidden, 3, stride=2, padding=1)
+        self.norm1 = build_norm_layer(
+            hidden, norm_layer, 'channels_first', 'channels_first'
+        )
+        self.act = build_act_layer(act_layer)
+        self.conv2 = nn.Conv2d(hidden, channels, 3, stride=2, padding=1)
+        self.norm2 = build_norm_layer(
+            channels, norm_layer, 'channels_first', 'channels_last'
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map ``(N, 3, H, W)`` to ``(N, ceil(H/4), ceil(W/4), channels)``."""
+        # In this memory format every change of layout further on is a free view.
+        x = image.contiguous(memory_format=torch.channels_last)
+        x = self.act(self.norm1(self.conv1(x)))
+        return self.norm2(self.conv2(x))
+
+
+class Downsample(nn.Module):
+    """Halve the size of a map and double its channels.
+
+    Args:
+        channels: Input channels.
+        norm_layer: Norm after the convolution: 'LN' or 'BN'.
+    """
+
+    def __init__(self, channels: int, norm_layer: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2 * channels, 3, 2, padding=1, bias=False)
+        self.norm = build_norm_layer(
+            2 * channels, norm_layer, 'channels_first', 'channels_last'
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, H, W, C)`` to ``(N, ceil(H/2), ceil(W/2), 2C)``."""
+        return self.norm(self.conv(x.permute(0, 3, 1, 2)))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them.
+
+    Args:
+        channels: Input and output channels.
+        hidden_channels: Channels between the layers.
+        act_layer: Name of the activation.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, act_layer: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.act = build_act_layer(act_layer)
+        self.fc2 = nn.Linear(hidden_channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., C)`` to ``(..., C)``."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Zero a residual branch for random samples of a batch while training.
+
+    The branch is scaled by ``1 / (1 - rate)`` where it is kept, so that its mean
+    does not change.
+
+    Args:
+        rate: Probability to drop a sample, in [0, 1).
+
+    Source: Deep Networks with Stochastic Depth, arXiv:1603.09382.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, ...)`` to the same shape."""
+        if not self.training or self.rate == 0:
+            return x
+        keep_rate = 1 - self.rate
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_rate)
+        return x * (kept / keep_rate)
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return f'rate={self.rate:.3g}'
