@@ -15,7 +15,9 @@ libraries, says so, and works through the PyTorch reference.
 
 import atexit
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -56,18 +58,28 @@ class BuildPyWithMim(build_py):
 
 
 def find_cuda_home() -> str | None:
-    """Return the toolkit's folder, or None where there is no nvcc."""
+    """Return the toolkit's folder, or None where there is none with nvcc."""
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    if home:
-        return home
     nvcc = shutil.which('nvcc')
-    candidates = [Path(nvcc).resolve().parent.parent] if nvcc else []
-    # nvcc on PATH may be a script that calls the real one elsewhere.
-    candidates.append(Path('/usr/local/cuda'))
+    if home:
+        candidates = [Path(home)]
+    else:
+        # nvcc on PATH may be a script that calls the real one elsewhere.
+        candidates = [Path(nvcc).resolve().parent.parent] if nvcc else []
+        candidates.append(Path('/usr/local/cuda'))
     for candidate in candidates:
-        if (candidate / 'include/cuda_runtime.h').is_file():
+        needed = ('bin/nvcc', 'include/cuda_runtime.h')
+        if all((candidate / name).is_file() for name in needed):
             return str(candidate)
     return None
+
+
+def toolkit_version(cuda_home: str) -> str:
+    """Return the major version of the toolkit's nvcc."""
+    nvcc = Path(cuda_home, 'bin', 'nvcc')
+    text = subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout
+    match = re.search(r'release (\d+)', text)
+    return match[1] if match else 'unknown'
 
 
 def say(message: str) -> None:
@@ -84,7 +96,9 @@ def want_cuda(torch, cuda_home: str | None) -> bool:
     if torch.version.cuda is None:
         missing = 'this PyTorch is built without CUDA: install a CUDA build'
     elif cuda_home is None:
-        missing = f'no CUDA toolkit is found: set CUDA_HOME (CUDA {torch.version.cuda})'
+        missing = f'no toolkit is found: set CUDA_HOME to CUDA {torch.version.cuda}'
+    elif (found := toolkit_version(cuda_home)) != torch.version.cuda.split('.')[0]:
+        missing = f'{cuda_home} is CUDA {found}, PyTorch CUDA {torch.version.cuda}'
     if setting == '1' and missing:
         sys.exit(f'USE_CUDA=1 is set, but {missing}')
     if setting == '0' or missing:

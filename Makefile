@@ -1,0 +1,50 @@
+# The verbs of this repository; `make help` lists them.
+
+# The Python that .venv is made with: 3.10, 3.11 or 3.12.
+PYTHON ?= python3
+
+RUN := .venv/bin
+CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build check format test test-gpu demo clean
+
+help: ## List the verbs
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+
+setup: ## Make .venv: the first time about 10 minutes and 13 GB of disk, later at once
+	@command -v '$(PYTHON)' >/dev/null || { \
+	  echo '$(PYTHON) was not found: install Python 3.12, or name yours, as in' \
+	    '`make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11`.' >&2; exit 1; }
+	@'$(PYTHON)' tools/bootstrap.py
+
+build: ## Compile the operator again
+	@rm -f .venv/stamps/internimage
+	@$(MAKE) --no-print-directory setup
+
+check: setup ## Lint, format, spelling, types
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+	@$(RUN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+	@$(RUN)/codespell
+	@$(RUN)/mypy
+
+format: setup ## Mend what a program can mend
+	@$(RUN)/ruff check --fix-only .
+	@$(RUN)/ruff format .
+	@$(RUN)/clang-format -i $(CXX_SOURCES)
+
+test: setup ## Run all tests; ARGS='-k dcnv3' chooses some
+	@$(RUN)/python -m pytest $(ARGS)
+
+test-gpu: setup ## Run the tests that need a CUDA device; without one they fail
+	@REQUIRE_CUDA=1 $(RUN)/python -m pytest -m gpu $(ARGS)
+
+demo: setup ## Train, test and infer on generated data; DATA=<coco root> and ITERS=<n> change it
+	@$(RUN)/python projects/quickstart/demo.py \
+	  $(if $(DATA),--data '$(DATA)') $(if $(ITERS),--iters '$(ITERS)') $(DEMO_ARGS)
+
+clean: ## Delete what was built or cached, but not .venv and results
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -f ops_dcnv3/*.so .venv/stamps/internimage
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
