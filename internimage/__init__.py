@@ -5,18 +5,20 @@ The import needs PyTorch, mmengine and ``ops_dcnv3``. It
 
 * registers ``InternImage`` and ``LayerDecayOptimWrapperConstructor`` in mmengine's
   root registries, where mmpretrain, mmdet and mmseg look them up, and
-* replaces mmengine's checkpoint loaders with safe ones, for the whole process:
-  see :mod:`internimage.safe_loader`.
+* replaces mmengine's checkpoint loaders, for the whole process, with ones that read
+  safely (:mod:`internimage.safe_loader`) and give the weights of a published
+  InternImage the names that our models use (:mod:`internimage.checkpoint`).
 
 What needs one of the codebases is imported by name: ``internimage.classification``,
 ``internimage.detection``, ``internimage.segmentation``.
 """
 
 from .backbone import InternImage
+from .checkpoint import convert_loaded
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .safe_loader import register_safe_loaders
 from .version import __version__
 
-register_safe_loaders()
+register_safe_loaders(finish=convert_loaded)
 
 __all__ = ['InternImage', 'LayerDecayOptimWrapperConstructor', '__version__']

@@ -3,7 +3,9 @@
 
 Published weights come in several layouts: a classification model's parameters bare, a
 detector's or segmentor's with ``backbone.`` before them, the Hugging Face port's with
-``model.``; wrapped by the program that saved them or not.
+``model.``; wrapped by the program that saved them or not. :func:`convert_published`
+maps them all. ``import internimage`` puts :func:`convert_loaded` behind every loader of
+mmengine, so that a published file can be given wherever a checkpoint can.
 """
 
 import re
@@ -20,6 +22,7 @@ from .safe_loader import load_checkpoint_file
 
 __all__ = [
     'backbone_state_dict',
+    'convert_loaded',
     'convert_published',
     'load_checkpoint_file',
     'load_pretrained',
@@ -33,6 +36,29 @@ _WRAPPERS = ('state_dict', 'model', 'module')
 # before it is what stands before the backbone's other parameters.
 _ANCHOR = 'patch_embed.conv1.weight'
 _BACKBONE_KEY = re.compile(r'(patch_embed|levels)\.')
+
+# A parameter of DCNv3 in InternImage, unlikely in anybody else's model.
+_SIGNATURE = 'levels.0.blocks.0.dcn.offset.weight'
+
+# The parts of a published classifier, by their places in mmpretrain's.
+_CLASSIFIER = {
+    'patch_embed': 'backbone.patch_embed',
+    'levels': 'backbone.levels',
+    # T to XL
+    'conv_head': 'neck.conv_head',
+    # H and G
+    'dcnv3_head_x4': 'neck.dcnv3_head_x4',
+    'dcnv3_head_x3': 'neck.dcnv3_head_x3',
+    'clip_projector': 'neck.clip_projector',
+    'fc_norm': 'neck.fc_norm',
+    # all
+    'head': 'head.fc',
+    # iNaturalist 2018: date and place
+    'meta_head_1': 'head.meta_head_1',
+    'meta_head_2': 'head.meta_head_2',
+    'meta_norm': 'head.meta_norm',
+    'meta_head': 'head.meta_head',
+}
 
 
 def convert_published(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -59,10 +85,7 @@ def convert_published(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    wrapper = _find_wrapper(state_dict)
-    while wrapper is not None:
-        state_dict = state_dict[wrapper]
-        wrapper = _find_wrapper(state_dict)
+    state_dict = _innermost(state_dict)
     others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
     if others or not state_dict:
         raise ValueError(
@@ -70,6 +93,12 @@ def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
             f'{_WRAPPERS}; got {_shorten(others) or "nothing"}'
         )
     return dict(state_dict)
+
+
+def _innermost(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what all wrappers are around."""
+    wrapper = _find_wrapper(state_dict)
+    return state_dict if wrapper is None else _innermost(state_dict[wrapper])
 
 
 def _find_wrapper(state_dict: Mapping[str, Any]) -> str | None:
@@ -110,11 +139,75 @@ def _strip_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return _rename(tensors, lambda key: layer_scale.sub(r'\1gamma\2', key))
 
 
+def _place_classifier(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sort the parts of a classification model into backbone, neck and head.
+
+    A backbone alone belongs to no classifier, and keeps its names.
+    """
+    parts = {key.split('.')[0] for key in tensors} & _CLASSIFIER.keys()
+    if _ANCHOR not in tensors or parts <= {'patch_embed', 'levels'}:
+        return tensors
+
+    def new_name(key: str) -> str:
+        part, *rest = key.split('.')
+        return '.'.join([_CLASSIFIER.get(part, part), *rest])
+
+    return _rename(tensors, new_name)
+
+
 # Applied in this order. A rule knows one layout, and leaves the others alone.
 _RULES: tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], ...] = (
     _strip_data_parallel,
     _strip_hugging_face,
+    _place_classifier,
 )
+
+
+def convert_loaded(content: Any) -> Any:
+    """Convert what was read from a file, where it is a published InternImage.
+
+    Args:
+        content: Anything that a checkpoint file can hold.
+
+    Returns:
+        ``content`` itself, if it is something else, or from mmengine's runner, or if
+        mmengine finds the right names in it. Otherwise a dict of the converted weights
+        as ``state_dict``, and of what the file holds beside them.
+
+    Raises:
+        ValueError: Two weights would get the same name.
+    """
+    if not isinstance(content, dict) or _is_from_mmengine(content):
+        return content
+    weights = _innermost(content)
+    if not _is_internimage(weights):
+        return content
+    converted = convert_published(weights)
+    # mmengine knows one wrapper: elsewhere it looks for weights at the top.
+    wrapper = _find_wrapper(content)
+    is_found = weights is content.get('state_dict', content)
+    if is_found and list(converted) == list(weights):
+        return content
+    renamed = sum(key not in weights for key in converted)
+    print_log(
+        'checkpoint: a published InternImage, converted: '
+        f'{renamed} of {len(converted)} tensors renamed',
+        logger='current',
+    )
+    beside = {key: content[key] for key in content if wrapper and key != wrapper}
+    return {**beside, 'state_dict': converted}
+
+
+def _is_from_mmengine(content: Mapping[str, Any]) -> bool:
+    """Tell whether mmengine's runner wrote it, for a model with the right names."""
+    meta = content.get('meta')
+    return isinstance(meta, dict) and 'mmengine_version' in meta
+
+
+def _is_internimage(weights: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in weights.values()) and any(
+        str(key).endswith(_SIGNATURE) for key in weights
+    )
 
 
 def backbone_state_dict(

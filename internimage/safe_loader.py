@@ -16,6 +16,8 @@ import io
 import os
 import pickle
 import re
+from collections.abc import Callable
+from functools import wraps
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -191,8 +193,12 @@ def _name(filename: str) -> str:
     return filename.split('://', 1)[1]
 
 
-def register_safe_loaders() -> None:
-    """Put the loaders above in the place of all of mmengine's, for the process."""
+def register_safe_loaders(finish: Callable[[Any], Any]) -> None:
+    """Put the loaders above in the place of all of mmengine's, for the process.
+
+    Args:
+        finish: Gets what a loader has read, and returns what mmengine gets.
+    """
     for prefixes, loader in (
         ('', load_from_local),
         (('http://', 'https://'), load_from_http),
@@ -202,4 +208,14 @@ def register_safe_loaders() -> None:
         ('mmcls://', load_from_mmcls),
         ('pavi://', load_from_pavi),
     ):
-        CheckpointLoader.register_scheme(prefixes, loader, force=True)
+        CheckpointLoader.register_scheme(
+            prefixes, _followed_by(finish, loader), force=True
+        )
+
+
+def _followed_by(finish: Callable[[Any], Any], loader: Callable) -> Callable:
+    @wraps(loader)  # mmengine logs the name of a loader
+    def load(filename: str, map_location: Any = None) -> Any:
+        return finish(loader(filename, map_location))
+
+    return load

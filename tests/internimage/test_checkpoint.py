@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModule
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from internimage import InternImage, checkpoint
-from internimage.checkpoint import backbone_state_dict, convert_published
+from internimage.checkpoint import (
+    backbone_state_dict,
+    convert_loaded,
+    convert_published,
+)
 from tests.golden import fill, fill_value, read_json
 
 ZOO = read_json('zoo_backbones.json.gz')
@@ -75,16 +83,36 @@ def test_convert_is_pure_idempotent_and_complete(layout):
 
 
 @pytest.mark.parametrize('config', ZOO['other_keys'])
-def test_published_names_that_fit_stay(config):
+def test_published_names(config):
     entry = next(e for e in ZOO['backbones'] if config in e['configs'])
-    prefix = '' if config.startswith('classification/') else 'backbone.'
+    is_classifier = config.startswith('classification/')
+    prefix = '' if is_classifier else 'backbone.'
     backbone = {prefix + name: torch.empty(0) for name in entry['shapes']}
     rest = {name: torch.empty(0) for name in ZOO['other_keys'][config]}
     converted = convert_published({**backbone, **rest})
-    assert list(converted) == [*backbone, *rest]
+    # Detectors of mmdet 2 whose parts have the same names in mmdet 3 stay as they are.
+    renamed = [
+        name.replace('head.', 'head.fc.')
+        if name.startswith('head.')
+        else f'neck.{name}'
+        for name in rest
+    ]
+    others = renamed if is_classifier else list(rest)
+    assert list(converted) == [f'backbone.{name}' for name in entry['shapes']] + others
     part, left_out = backbone_state_dict({**rest, **backbone})
     assert list(part) == list(entry['shapes'])
-    assert left_out == list(rest)
+    assert left_out == others
+
+
+@pytest.mark.parametrize('prefix', ['', 'backbone.'])
+def test_a_backbone_alone_stays(prefix):
+    content = {prefix + name: value for name, value in weights().items()}
+    assert list(convert_published(content)) == list(content)
+
+
+def test_unknown_parts_of_a_classifier_stay():
+    content = {**classification(weights())['model'], **others('ema.decay', 'fc.bias')}
+    assert list(convert_published(content))[-2:] == ['ema.decay', 'fc.bias']
 
 
 @pytest.mark.parametrize(
@@ -101,6 +129,14 @@ def test_published_names_that_fit_stay(config):
             },
             r'several tensors for levels\.0\.blocks\.0\.gamma1',
         ),
+        (
+            {
+                'patch_embed.conv1.weight': torch.empty(0),
+                'head.weight': torch.empty(0),
+                'backbone.patch_embed.conv1.weight': torch.empty(0),
+            },
+            r'several tensors for backbone\.patch_embed\.conv1\.weight',
+        ),
     ],
 )
 def test_convert_errors(content, message):
@@ -114,7 +150,7 @@ def test_backbone_of_every_layout(layout):
     backbone, left_out = backbone_state_dict(layout(expected))
     torch.testing.assert_close(backbone, dict(expected))
     names = {name.split('.')[0] for name in left_out}
-    assert names <= {'conv_head', 'head', 'neck', 'rpn_head'}
+    assert names <= {'head', 'neck', 'rpn_head'}
     assert bool(names) == (layout is not dict)
 
 
@@ -162,10 +198,11 @@ def test_pretrained_loads_every_layout(layout, tmp_path, messages):
     model = load(small(), tmp_path / 'x.pth', layout(source.state_dict())).eval()
     torch.testing.assert_close(model(IMAGE), source(IMAGE))
     assert model.is_init
-    (message,) = messages
+    *conversion, message = messages
     assert message.startswith(f'{tmp_path}/x.pth: loaded the {len(weights())} tensors')
+    assert bool(conversion) == (layout not in (detection, dict))
     if layout is classification:
-        assert message.endswith('; left out conv_head.* (2), head.* (1)')
+        assert message.endswith('; left out neck.* (2), head.* (1)')
     if layout is dict:
         assert 'left out' not in message
 
@@ -183,7 +220,7 @@ def test_a_neutral_layer_scale_may_be_absent(tmp_path, messages):
     content = classification(source.state_dict())
     model = load(small(), tmp_path / 'x.pth', content).eval()
     torch.testing.assert_close(model(IMAGE), source(IMAGE))
-    assert messages[0].endswith('not in the file, kept at 1: 14 layer scales (gamma)')
+    assert messages[-1].endswith('not in the file, kept at 1: 14 layer scales (gamma)')
 
     with pytest.raises(ValueError, match=r'14 not in the file: .*blocks\.0\.gamma1'):
         load(small(layer_scale=1e-5), tmp_path / 'x.pth', content)
@@ -218,3 +255,88 @@ def test_half_precision_weights(tmp_path, messages):
     content = {name: value.half() for name, value in weights().items()}
     model = load(small(), tmp_path / 'x.pth', content)
     assert all(param.dtype == torch.float32 for param in model.parameters())
+
+
+@pytest.mark.parametrize('layout', [classification, hugging_face, data_parallel])
+def test_loading_converts_published_files(layout, tmp_path, messages):
+    source = layout(weights())
+    torch.save(source, tmp_path / 'x.pth')
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'x.pth'))
+    expected = convert_published(source)
+    assert list(loaded['state_dict']) == list(expected)
+    torch.testing.assert_close(loaded['state_dict'], expected)
+    beside = {'model_ema': {}, 'epoch': 3} if layout is classification else {}
+    assert {k: v for k, v in loaded.items() if k != 'state_dict'} == beside
+    count = len(expected)
+    assert messages == [
+        'checkpoint: a published InternImage, converted: '
+        f'{count} of {count} tensors renamed'
+    ]
+    assert convert_loaded(loaded) is loaded
+
+
+def test_loading_finds_weights_in_any_wrapper(messages):
+    inner = detection(weights())['state_dict']
+    loaded = convert_loaded({'module': inner, 'step': 7})
+    assert list(loaded) == ['step', 'state_dict']
+    assert list(loaded['state_dict']) == list(inner)
+    assert messages[0].endswith(f': 0 of {len(inner)} tensors renamed')
+    nested = convert_loaded({'state_dict': {'model': inner}, 'meta': {'epoch': 12}})
+    assert list(nested) == ['meta', 'state_dict']
+    assert list(nested['state_dict']) == list(inner)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        [torch.zeros(1)],
+        torch.zeros(1),
+        {},
+        {'state_dict': {}},
+        {'state_dict': others('layer1.0.conv1.weight', 'fc.weight'), 'epoch': 3},
+        {'model': others('patch_embed.conv1.weight', 'levels.0.x', 'head.weight')},
+        {0: torch.zeros(1), 'model': {1: torch.zeros(1)}},
+        weights(),
+        detection(weights()),
+        {'meta': {'mmengine_version': '0.10.12'}, **hugging_face(weights())},
+        {**classification(weights())['model'], 'extra': 'no tensor'},
+    ],
+    ids=[
+        'list',
+        'tensor',
+        'nothing',
+        'no weights',
+        'another model',
+        'a similar model',
+        'other keys',
+        'backbone',
+        'detector',
+        'mmengine',
+        'more than tensors',
+    ],
+)
+def test_loading_leaves_other_files_alone(content, messages):
+    before = repr(content)
+    assert convert_loaded(content) is content
+    assert repr(content) == before
+    assert not messages
+
+
+def test_published_detector_goes_into_the_inferencer(tmp_path):
+    inferencers = pytest.importorskip('mmdet.apis')
+    configs = Path(__file__).parents[2] / 'configs' / 'detection'
+    config = Config.fromfile(configs / 'mask-rcnn_internimage-t_fpn_1x_coco.py')
+    config.merge_from_dict(
+        {
+            'model.backbone.init_cfg': None,
+            'model.backbone.arch': dict(SMALL, _delete_=True),
+            'model.neck.in_channels': [6, 12, 24, 48],
+            'model.roi_head.bbox_head.fc_out_channels': 8,
+        }
+    )
+    # Building the inferencer sets the default scope, for good.
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        expected = fill(MODELS.build(config.model)).state_dict()
+        torch.save({'module': expected}, tmp_path / 'x.pth')
+        inferencer = inferencers.DetInferencer(config, str(tmp_path / 'x.pth'), 'cpu')
+    torch.testing.assert_close(inferencer.model.state_dict(), expected)
