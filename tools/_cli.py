@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What train.py and test.py share: common options, and the config they lead to.
+"""What the tools share: common options, and the config they lead to.
 
 Found by its place: Python puts the folder of a script first on its search path.
 """
@@ -11,14 +11,10 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every OpenMMLab tool."""
+def make_config_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser that takes a config and changes to it."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--work-dir',
-        help='folder for logs and checkpoints (default: work_dirs/<config name>)',
-    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -26,6 +22,16 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         default={},
         metavar='KEY=VALUE',
         help='change settings, e.g. train_cfg.max_epochs=1 "img_scale=(640,480)"',
+    )
+    return parser
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every OpenMMLab tool that runs a model."""
+    parser = make_config_parser(description)
+    parser.add_argument(
+        '--work-dir',
+        help='folder for logs and checkpoints (default: work_dirs/<config name>)',
     )
     parser.add_argument(
         '--launcher',
@@ -40,11 +46,17 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config file and apply the options of ``make_config_parser`` to it."""
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options)
+    return config
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config file and apply the options of ``make_parser`` to it."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    config = Config.fromfile(args.config)
-    config.merge_from_dict(args.cfg_options)
+    config = read_config(args)
     config.launcher = args.launcher
     config.work_dir = (
         args.work_dir
