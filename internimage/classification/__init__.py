@@ -8,5 +8,6 @@ necks, and mmpretrain's ``LinearClsHead``. Configs name this module in
 
 from .attention_pool_neck import AttentionPoolNeck
 from .conv_pool_neck import ConvPoolNeck
+from .imagenet1k_head import ImageNet1kHead
 
-__all__ = ['AttentionPoolNeck', 'ConvPoolNeck']
+__all__ = ['AttentionPoolNeck', 'ConvPoolNeck', 'ImageNet1kHead']

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expected: 90.1 top-1 on ImageNet-1K val (published with the weights).
+mim train internimage internimage-g_64xb8_in1k-512px.py -G 64 -l slurm -p PART
+"""
+
+_base_ = ['../_base_/internimage_g.py', './_base_/in1k-512px_20e.py']
+custom_imports = dict(imports=['internimage.classification'])
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        init_cfg=None,
+        out_indices=(2, 3),
+        drop_path_rate=0.4,
+        with_cp=True,
+    ),
+    neck=dict(_delete_=True, type='AttentionPoolNeck', in_channels=_base_.channels[2:]),
+    head=dict(in_channels=768),
+    init_cfg=_base_.backbone.init_cfg,
+)
