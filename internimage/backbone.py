@@ -323,14 +323,16 @@ class InternImage(BaseModule):
 
         Returns:
             For level i a ``(N, channels * 2**i, H / 2**(i+2), W / 2**(i+2))`` map,
-            sizes rounded up, as a view of channels-last memory.
+            sizes rounded up, contiguous.
         """
         x = self.patch_embed(image)
         outputs = []
         for index, level in enumerate(self.levels):
             x, features = level(x)
             if index in self.out_indices:
-                outputs.append(features.permute(0, 3, 1, 2))
+                # A copy, not a view of channels-last memory: convolutions hand that
+                # layout on, and mmcv's RoIAlign reads its input as if it were NCHW.
+                outputs.append(features.permute(0, 3, 1, 2).contiguous())
         return tuple(outputs)
 
     def train(self, mode: bool = True) -> 'InternImage':

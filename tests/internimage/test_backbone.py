@@ -69,11 +69,24 @@ def test_matches_published_outputs(case):
         assert_matches_golden(output, GOLDEN, f'{case["case"]}/out{index}')
 
 
-def test_outputs_are_channels_last_views_of_all_levels():
+def test_outputs_are_contiguous_maps_of_all_levels():
     outputs = small().eval()(IMAGE)
     for index, (output, size) in enumerate(zip(outputs, SIZES, strict=True)):
         assert output.shape == (2, 6 * 2**index, *size)
-        assert output.is_contiguous(memory_format=torch.channels_last)
+        assert output.is_contiguous()
+
+
+def test_regions_are_pooled_from_where_they_are():
+    """mmcv's RoIAlign reads any memory as NCHW; convolutions hand channels-last on."""
+    ops = pytest.importorskip('mmcv.ops')
+    torchvision_ops = pytest.importorskip('torchvision.ops')
+    features = torch.nn.Conv2d(6, 5, 1)(small().eval()(IMAGE)[0])
+    boxes = torch.tensor([[0, 4.0, 8.0, 40.0, 30.0], [1, 10.0, 2.0, 50.0, 44.0]])
+    pooled = ops.RoIAlign((4, 3), spatial_scale=0.25, sampling_ratio=2)(features, boxes)
+    expected = torchvision_ops.roi_align(
+        features, boxes, (4, 3), spatial_scale=0.25, sampling_ratio=2, aligned=True
+    )
+    torch.testing.assert_close(pooled, expected)
 
 
 @pytest.mark.parametrize('out_indices', [(3,), (1, 2), [0, 3]])
