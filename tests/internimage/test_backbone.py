@@ -77,7 +77,7 @@ def test_outputs_are_contiguous_maps_of_all_levels():
 
 
 def test_regions_are_pooled_from_where_they_are():
-    """mmcv's RoIAlign reads any memory as NCHW; convolutions hand channels-last on."""
+    """RoIAlign of mmcv reads any memory as NCHW; convolutions hand other layouts on."""
     ops = pytest.importorskip('mmcv.ops')
     torchvision_ops = pytest.importorskip('torchvision.ops')
     features = torch.nn.Conv2d(6, 5, 1)(small().eval()(IMAGE)[0])

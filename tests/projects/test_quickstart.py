@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The quickstart: its data generator, its config, its demo and how that fails."""
 
+import importlib
 import json
 import os
 import shutil
@@ -8,11 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-
-cv2 = pytest.importorskip('cv2')
-pytest.importorskip('mmdet')
 from mmengine.config import Config
 from mmengine.runner import Runner
 from pycocotools import mask as coco_mask
@@ -20,9 +19,8 @@ from pycocotools.coco import COCO
 
 PROJECT = Path(__file__).parents[2] / 'projects' / 'quickstart'
 sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by path
-import demo
-import scenes
-
+scenes = importlib.import_module('scenes')
+demo = importlib.import_module('demo')
 sys.path.remove(str(PROJECT))
 
 TEXTURE = scenes.Texture('gradient', ((200.0, 0.0, 0.0), (90.0, 0.0, 0.0)), 20.0, 0.5)
@@ -92,7 +90,7 @@ class TestGenerate:
         assert 'precious' in path.read_text()
 
     def test_splits_have_room_for_the_special_images(self, tmp_path):
-        with pytest.raises(ValueError, match='num_val: expected at least 2 .* got 1'):
+        with pytest.raises(ValueError, match='at least 2 images, got 1'):
             scenes.generate(tmp_path, num_train=2, num_val=1)
 
     def test_command_line(self, tmp_path, capsys):
@@ -162,7 +160,7 @@ class TestMasks:
                 assert visible_area >= scenes.MIN_VISIBLE_RATE * full_area
 
     def test_a_hole_is_not_part_of_the_mask(self):
-        sample = scene(shape('rectangle', (30, 40), 30), shape('ellipse', (30, 40), 9))
+        sample = scene(shape('rectangle', (30, 40), 24), shape('ellipse', (30, 40), 9))
         behind, front = scenes.annotate(sample, scenes.index_map(sample))
         assert len(behind['segmentation']) == 2
         masks = [decode(annotation, sample.size) for annotation in (behind, front)]
