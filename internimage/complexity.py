@@ -7,7 +7,8 @@ ReLUs, poolings. DCNv3's sampling is added as ``5 * N * K * C``: for each of ``N
 output pixels, ``K`` points and ``C`` channels, the four corners of the bilinear sample
 and the mask. This gives the published figures of all detectors and segmentors to the
 last digit, and those of the classifiers, but for InternImage-H: 1487 G at 640 x 640,
-where 1478 G was published.
+where 1478 G was published. Its backbone alone has 1481 G; the published figure seems
+to leave out most of the projector behind it.
 
 The rule sees layers only. It leaves out GELU, softmax, SyncBatchNorm, resizing, and
 all that functions do: the products of attention, the sampling of other operators,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train, test and try a small InternImage Mask R-CNN, from nothing to a picture.
+"""Train, test and try a small InternImage, from nothing to a picture.
 
-Without options it generates a data set of shapes and trains on it. With ``--data`` it
-takes any COCO-format folder. ``make demo`` runs this file.
+Without options it generates a data set of shapes and trains a Mask R-CNN on it. With
+``--data`` it takes any COCO-format folder; with ``--task classification`` it trains a
+classifier on views of single shapes. ``make demo`` runs this file.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import classification
 import cv2
 import numpy as np
 import scenes
+import shape_crops
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -181,7 +185,8 @@ def train_and_test(config: Config, say: Say) -> dict[str, float]:
     runner.register_hook(Progress(say))
     runner.train()
     dataset = config.test_dataloader.dataset
-    say(f'test  on {dataset.data_root}{dataset.data_prefix.img}')
+    [prefix] = dataset.data_prefix.values()
+    say(f'test  on {dataset.data_root}{prefix}')
     return runner.test()
 
 
@@ -253,6 +258,39 @@ def table(metrics: dict[str, float]) -> str:
     return '\n'.join(lines)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What differs between the tasks.
+
+    Args:
+        config: The config file.
+        generate: Writes the data set to a folder; says whether it had to.
+        draw: Predicts, from a checkpoint, and writes the picture; counts the drawn.
+        table: Formats the metrics of the test.
+        work_dir: Where results go, unless told otherwise.
+    """
+
+    config: Path
+    generate: Callable[..., bool]
+    draw: Callable[[Config, str, Path], int]
+    table: Callable[[dict[str, float]], str]
+    work_dir: Path
+
+
+TASKS = {
+    'detection': Task(
+        CONFIG, scenes.generate, draw_predictions, table, Path('work_dirs/quickstart')
+    ),
+    'classification': Task(
+        classification.CONFIG,
+        shape_crops.generate,
+        classification.draw_predictions,
+        classification.table,
+        Path('work_dirs/quickstart_classification'),
+    ),
+}
+
+
 def run(args: argparse.Namespace, say: Say) -> None:
     """Run all steps.
 
@@ -260,7 +298,8 @@ def run(args: argparse.Namespace, say: Say) -> None:
         FolderError: The folder named by ``--data`` is not as expected.
     """
     work_dir: Path = args.work_dir
-    config_path = CONFIG
+    task = TASKS[args.task]
+    config_path = task.config
     if args.data:
         config_path = work_dir / FOLDER_CONFIG_NAME
         write_folder_config(config_path, args.data, args.iters or FOLDER_ITERS)
@@ -278,7 +317,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
         say(f'data  {args.data}, with the config {config_path}')
     else:
         root = Path(config.data_root)
-        is_new = scenes.generate(root, seed=args.seed)
+        is_new = task.generate(root, seed=args.seed)
         say(f'data  {root}, {"generated" if is_new else "there already"}')
     say(
         f'train {iters} iterations of {config.train_dataloader.batch_size} images, '
@@ -287,9 +326,9 @@ def run(args: argparse.Namespace, say: Say) -> None:
     metrics = train_and_test(config, say)
     checkpoint = work_dir / 'train' / f'iter_{iters}.pth'
     picture = work_dir / 'predictions.png'
-    num_drawn = draw_predictions(config, str(checkpoint), picture)
+    num_drawn = task.draw(config, str(checkpoint), picture)
     say(
-        f'\n{table(metrics)}\n\ncheckpoint  {checkpoint}\n'
+        f'\n{task.table(metrics)}\n\ncheckpoint  {checkpoint}\n'
         f'picture     {picture}, {num_drawn} predictions'
     )
     if not num_drawn:
@@ -307,6 +346,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
+        '--task',
+        choices=TASKS,
+        default='detection',
+        help='what to train for (default: %(default)s)',
+    )
+    parser.add_argument(
         '--data',
         type=Path,
         metavar='FOLDER',
@@ -322,14 +367,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--work-dir',
         type=Path,
-        default=Path('work_dirs/quickstart'),
         metavar='FOLDER',
-        help='where results go (default: %(default)s)',
+        help='where results go (default: '
+        + ', '.join(f'{task.work_dir} for {name}' for name, task in TASKS.items())
+        + ')',
     )
     parser.add_argument(
         '--seed', type=int, default=0, help='of data and training (default: 0)'
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.data and args.task != 'detection':
+        parser.error('--data: expected the task detection, which reads COCO folders')
+    args.work_dir = args.work_dir or TASKS[args.task].work_dir
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
