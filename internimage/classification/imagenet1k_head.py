@@ -28,8 +28,10 @@ class ImageNet1kHead(LinearClsHead):
         self, state_dict: dict[str, Tensor], prefix: str, *args: Any
     ) -> None:
         for name in (f'{prefix}fc.weight', f'{prefix}fc.bias'):
-            rows = state_dict.get(name, ())
-            if (len(rows), self.num_classes) == (NUM_CLASSES_22K, len(ROWS_22K)):
+            rows = state_dict.get(name)
+            if rows is None or len(rows) != NUM_CLASSES_22K:
+                continue
+            if self.num_classes == len(ROWS_22K):
                 state_dict[name] = rows[list(ROWS_22K)]
 
 
