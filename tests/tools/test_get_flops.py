@@ -36,9 +36,9 @@ PUBLISHED = {
 
 # Where ours do not round to the published ones -> by how much, at most, they differ.
 INEXACT = {
-    # H: ours is 1487.2 G, of which the backbone alone has 1480.9 G, 0.2 % from 1478: the
-    # published figure seems to leave out the projector. With the same backbone, UperNet
-    # gives the published figure. 1.08 B parameters were published, cut off at 1.089.
+    # H: ours is 1487.2 G. The backbone alone has 1480.9 G, 0.2 % from 1478: the
+    # published figure seems to leave out the projector. With the same backbone,
+    # UperNet gives the published figure. 1.08 B parameters is 1.089 cut off.
     'classification/internimage-h_32xb16_in1k-640px': (0.01, 0.007),
     # G: published with one and two digits, 3 B and 2700 G.
     'classification/internimage-g_64xb8_in1k-512px': (0.03, 0.001),
