@@ -268,6 +268,7 @@ class Task:
         draw: Predicts, from a checkpoint, and writes the picture; counts the drawn.
         table: Formats the metrics of the test.
         work_dir: Where results go, unless told otherwise.
+        minutes: How long it all takes, unless told otherwise.
     """
 
     config: Path
@@ -275,11 +276,17 @@ class Task:
     draw: Callable[[Config, str, Path], int]
     table: Callable[[dict[str, float]], str]
     work_dir: Path
+    minutes: str
 
 
 TASKS = {
     'detection': Task(
-        CONFIG, scenes.generate, draw_predictions, table, Path('work_dirs/quickstart')
+        CONFIG,
+        scenes.generate,
+        draw_predictions,
+        table,
+        Path('work_dirs/quickstart'),
+        '5 to 8',
     ),
     'classification': Task(
         classification.CONFIG,
@@ -287,6 +294,7 @@ TASKS = {
         classification.draw_predictions,
         classification.table,
         Path('work_dirs/quickstart_classification'),
+        '2 to 4',
     ),
 }
 
@@ -319,6 +327,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
         root = Path(config.data_root)
         is_new = task.generate(root, seed=args.seed)
         say(f'data  {root}, {"generated" if is_new else "there already"}')
+        say(f'      The whole run takes {task.minutes} minutes on 2 CPU cores.')
     say(
         f'train {iters} iterations of {config.train_dataloader.batch_size} images, '
         f'{len(config.metainfo.classes)} classes'

@@ -6,7 +6,7 @@ A :class:`Scene` is plain data: a background and shapes listed from back to fron
 says which shape is visible where. All labels are read from that map, so other tasks
 (classification crops, segmentation label maps) can use the same scenes.
 
-Usage: ``python scenes.py data/shapes --seed 0 --num-train 240 --num-val 48``
+Usage: ``python scenes.py data/shapes --seed 0 --num-train 320 --num-val 48``
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 CATEGORY_IDS = {'ellipse': 1, 'triangle': 2, 'rectangle': 4, 'star': 5, 'ring': 7}
 SPLITS = ('train', 'val')
 VERSION = '1.0'  # of the scenes' contents; part of what makes two data sets the same
-NUM_TRAIN, NUM_VAL = 240, 48
+NUM_TRAIN, NUM_VAL = 320, 48
 
 OVERSAMPLING = 3  # index map pixels per image pixel, along each side
 MIN_VISIBLE_RATE = 0.4  # shapes that others, or the border, hide further are left out

@@ -124,7 +124,7 @@ val_evaluator = dict(
 test_evaluator = val_evaluator
 
 # schedule
-max_iters = 1100
+max_iters = 1300
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
