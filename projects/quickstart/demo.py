@@ -35,7 +35,9 @@ FOLDER_ITERS = 150  # with --data; enough to see the loss fall, not to be accura
 METRICS = dict(AP='', AP50='_50', AP75='_75', APs='_s', APm='_m', APl='_l')
 GRID = (2, 3)  # rows and columns of the picture
 CELL_SIZE = (480, 640)  # (h, w) of one image in it
-SCORE_THR = 0.5  # of the predictions drawn; lower where the best ones are worse
+MARGIN = 8  # between images
+MASK_ALPHA = 0.5  # 0: invisible, 1: hides what it covers
+SCORE_THR = 0.3  # of the predictions drawn; lower where the best ones are worse
 MAX_DRAWN = 10  # predictions in one image
 
 Say = Callable[[str], None]
@@ -213,6 +215,7 @@ def draw_predictions(config: Config, checkpoint: str, path: Path) -> int:
     ]
     inferencer = DetInferencer(config, weights=checkpoint, show_progress=False)
     samples = inferencer(images, return_datasamples=True)['predictions']
+    inferencer.visualizer.alpha = MASK_ALPHA
     scores = [float(score) for s in samples for score in s.pred_instances.scores]
     score_thr = min(SCORE_THR, max(scores, default=0.0) / 2)
 
@@ -236,7 +239,7 @@ def draw_predictions(config: Config, checkpoint: str, path: Path) -> int:
 def fit(image: np.ndarray) -> np.ndarray:
     """Resize an image to the largest size that fits a cell of the picture."""
     height, width = image.shape[:2]
-    scale = min(CELL_SIZE[0] / height, CELL_SIZE[1] / width)
+    scale = min((CELL_SIZE[0] - MARGIN) / height, (CELL_SIZE[1] - MARGIN) / width)
     size = (int(width * scale), int(height * scale))
     return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
 
