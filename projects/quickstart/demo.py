@@ -37,7 +37,7 @@ GRID = (2, 3)  # rows and columns of the picture
 CELL_SIZE = (480, 640)  # (h, w) of one image in it
 MARGIN = 8  # between images
 MASK_ALPHA = 0.5  # 0: invisible, 1: hides what it covers
-SCORE_THR = 0.3  # of the predictions drawn; lower where the best ones are worse
+SCORE_THR = 0.4  # of the predictions drawn; lower where the best ones are worse
 MAX_DRAWN = 10  # predictions in one image
 
 Say = Callable[[str], None]
