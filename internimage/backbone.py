@@ -325,9 +325,24 @@ class InternImage(BaseModule):
             For level i a ``(N, channels * 2**i, H / 2**(i+2), W / 2**(i+2))`` map,
             sizes rounded up, contiguous.
         """
-        x = self.patch_embed(image)
+        return self.forward_levels(self.patch_embed(image))
+
+    def forward_levels(
+        self, x: Tensor, residuals: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """Compute the same from what the stem returns.
+
+        Args:
+            x: ``(N, ceil(H/4), ceil(W/4), C)``.
+            residuals: For each level, what to add to its input; channels-last.
+
+        Returns:
+            As :meth:`forward`.
+        """
         outputs = []
         for index, level in enumerate(self.levels):
+            if residuals is not None:
+                x = x + residuals[index]
             x, features = level(x)
             if index in self.out_indices:
                 # A copy, not a view of channels-last memory: convolutions hand that
@@ -364,6 +379,11 @@ class InternImage(BaseModule):
                 return
             self.reset_parameters()
         super().init_weights()
+
+    @property
+    def has_pretrained_cfg(self) -> bool:
+        """Whether ``init_cfg`` names a checkpoint."""
+        return self._pretrained_cfg() is not None
 
     def _pretrained_cfg(self) -> dict[str, Any] | None:
         """Return the arguments of a Pretrained ``init_cfg``, None for another one."""

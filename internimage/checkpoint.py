@@ -10,7 +10,7 @@ mmengine, so that a published file can be given wherever a checkpoint can.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,13 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from .key_maps import (
+    ANCHOR,
+    convert_published,
+    find_wrapper,
+    innermost,
+    shorten,
+)
 from .safe_loader import load_checkpoint_file
 
 __all__ = [
@@ -28,139 +35,10 @@ __all__ = [
     'load_pretrained',
 ]
 
-# Where training programs put the weights, most specific first: mmengine and mmcv
-# 'state_dict', the published classification code 'model', DeepSpeed 'module'.
-_WRAPPERS = ('state_dict', 'model', 'module')
-
-# A parameter that every layout has exactly once per InternImage backbone. What stands
-# before it is what stands before the backbone's other parameters.
-_ANCHOR = 'patch_embed.conv1.weight'
 _BACKBONE_KEY = re.compile(r'(patch_embed|levels)\.')
 
 # A parameter of DCNv3 in InternImage, unlikely in anybody else's model.
 _SIGNATURE = 'levels.0.blocks.0.dcn.offset.weight'
-
-# The parts of a published classifier, by their places in mmpretrain's.
-_CLASSIFIER = {
-    'patch_embed': 'backbone.patch_embed',
-    'levels': 'backbone.levels',
-    # T to XL
-    'conv_head': 'neck.conv_head',
-    # H and G
-    'dcnv3_head_x4': 'neck.dcnv3_head_x4',
-    'dcnv3_head_x3': 'neck.dcnv3_head_x3',
-    'clip_projector': 'neck.clip_projector',
-    'fc_norm': 'neck.fc_norm',
-    # all
-    'head': 'head.fc',
-    # iNaturalist 2018: date and place
-    'meta_head_1': 'head.meta_head_1',
-    'meta_head_2': 'head.meta_head_2',
-    'meta_norm': 'head.meta_norm',
-    'meta_head': 'head.meta_head',
-}
-
-
-def convert_published(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Give the weights of a published checkpoint the names that our models use.
-
-    Pure, and idempotent: names that are right already stay.
-
-    Args:
-        state_dict: Bare weights, or a checkpoint that holds them as ``state_dict``,
-            ``model`` or ``module``. What else a checkpoint holds (an optimizer, an
-            averaged copy of the model) is not looked at.
-
-    Returns:
-        All the weights, by new name, in the old order.
-
-    Raises:
-        ValueError: There are no weights, something among them is not a tensor, or two
-            of them would get the same name.
-    """
-    tensors = _unwrap(state_dict)
-    for rule in _RULES:
-        tensors = rule(tensors)
-    return tensors
-
-
-def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    state_dict = _innermost(state_dict)
-    others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
-    if others or not state_dict:
-        raise ValueError(
-            'checkpoint: expected named tensors, bare or under one of '
-            f'{_WRAPPERS}; got {_shorten(others) or "nothing"}'
-        )
-    return dict(state_dict)
-
-
-def _innermost(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what all wrappers are around."""
-    wrapper = _find_wrapper(state_dict)
-    return state_dict if wrapper is None else _innermost(state_dict[wrapper])
-
-
-def _find_wrapper(state_dict: Mapping[str, Any]) -> str | None:
-    holds_weights = (key for key in _WRAPPERS if isinstance(state_dict.get(key), dict))
-    return next(holds_weights, None)
-
-
-def _rename(
-    tensors: dict[str, Tensor], new_name: Callable[[str], str]
-) -> dict[str, Tensor]:
-    renamed = {new_name(key): tensor for key, tensor in tensors.items()}
-    if len(renamed) < len(tensors):
-        counts = Counter(map(new_name, tensors))
-        clashes = [key for key, count in counts.items() if count > 1]
-        raise ValueError(f'checkpoint: several tensors for {_shorten(clashes)}')
-    return renamed
-
-
-def _strip_common_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    while all(key.startswith(prefix) for key in tensors):
-        tensors = _rename(tensors, lambda key: key.removeprefix(prefix))
-    return tensors
-
-
-def _strip_data_parallel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the ``module.`` that (Distributed)DataParallel puts before every name."""
-    return _strip_common_prefix('module.', tensors)
-
-
-def _strip_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo what the Hugging Face port did to a classification model's names.
-
-    Its ``gamma`` had to be called something else: transformers used to rename
-    parameters with that word in their name.
-    """
-    tensors = _strip_common_prefix('model.', tensors)
-    layer_scale = re.compile(r'(levels\.\d+\.blocks\.\d+\.)layer_scale([12])$')
-    return _rename(tensors, lambda key: layer_scale.sub(r'\1gamma\2', key))
-
-
-def _place_classifier(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sort the parts of a classification model into backbone, neck and head.
-
-    A backbone alone belongs to no classifier, and keeps its names.
-    """
-    parts = {key.split('.')[0] for key in tensors} & _CLASSIFIER.keys()
-    if _ANCHOR not in tensors or parts <= {'patch_embed', 'levels'}:
-        return tensors
-
-    def new_name(key: str) -> str:
-        part, *rest = key.split('.')
-        return '.'.join([_CLASSIFIER.get(part, part), *rest])
-
-    return _rename(tensors, new_name)
-
-
-# Applied in this order. A rule knows one layout, and leaves the others alone.
-_RULES: tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], ...] = (
-    _strip_data_parallel,
-    _strip_hugging_face,
-    _place_classifier,
-)
 
 
 def convert_loaded(content: Any) -> Any:
@@ -179,12 +57,12 @@ def convert_loaded(content: Any) -> Any:
     """
     if not isinstance(content, dict) or _is_from_mmengine(content):
         return content
-    weights = _innermost(content)
+    weights = innermost(content)
     if not _is_internimage(weights):
         return content
     converted = convert_published(weights)
     # mmengine knows one wrapper: elsewhere it looks for weights at the top.
-    wrapper = _find_wrapper(content)
+    wrapper = find_wrapper(content)
     is_found = weights is content.get('state_dict', content)
     if is_found and list(converted) == list(weights):
         return content
@@ -229,7 +107,7 @@ def backbone_state_dict(
             ``prefix`` to choose by.
     """
     tensors = convert_published(state_dict)
-    prefixes = [key.removesuffix(_ANCHOR) for key in tensors if key.endswith(_ANCHOR)]
+    prefixes = [key.removesuffix(ANCHOR) for key in tensors if key.endswith(ANCHOR)]
     if prefix is not None:
         wanted = prefix.rstrip('.') + '.' if prefix else ''
         prefixes = [found for found in prefixes if found == wanted]
@@ -300,7 +178,7 @@ def load_pretrained(
             f'{checkpoint}: expected the backbone of this model; check its arch and '
             'layer_scale. '
             + '; '.join(
-                f'{len(keys)} {what}: {_shorten(keys)}'
+                f'{len(keys)} {what}: {shorten(keys)}'
                 for what, keys in differences.items()
                 if keys
             )
@@ -322,8 +200,3 @@ def _group(keys: Iterable[str]) -> str:
     """Summarise names by their first component: ``head.* (2), conv_head.* (6)``."""
     counts = Counter(key.split('.')[0] for key in keys)
     return ', '.join(f'{first}.* ({count})' for first, count in counts.items())
-
-
-def _shorten(items: list[str], limit: int = 6) -> str:
-    shown = ', '.join(items[:limit])
-    return shown + (f', ... ({len(items)} in all)' if len(items) > limit else '')

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names that published weights have, and those that our models have for them."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+# Where training programs put the weights, most specific first: mmengine and mmcv
+# 'state_dict', the published classification code 'model', DeepSpeed 'module'.
+_WRAPPERS = ('state_dict', 'model', 'module')
+
+# A parameter that every layout has exactly once per InternImage backbone. What stands
+# before it is what stands before the backbone's other parameters.
+ANCHOR = 'patch_embed.conv1.weight'
+
+# The parts of a published classifier, by their places in mmpretrain's.
+_CLASSIFIER = {
+    'patch_embed': 'backbone.patch_embed',
+    'levels': 'backbone.levels',
+    # T to XL
+    'conv_head': 'neck.conv_head',
+    # H and G
+    'dcnv3_head_x4': 'neck.dcnv3_head_x4',
+    'dcnv3_head_x3': 'neck.dcnv3_head_x3',
+    'clip_projector': 'neck.clip_projector',
+    'fc_norm': 'neck.fc_norm',
+    # all
+    'head': 'head.fc',
+    # iNaturalist 2018: date and place
+    'meta_head_1': 'head.meta_head_1',
+    'meta_head_2': 'head.meta_head_2',
+    'meta_norm': 'head.meta_norm',
+    'meta_head': 'head.meta_head',
+}
+
+# Published DINO -> mmdet 3's, which has the transformer beside the head, not in it.
+_DINO = (
+    (r'^neck\.0\.(convs|extra_convs)\.', r'neck.\1.'),  # a list of one neck
+    (r'^bbox_head\.label_embedding\.', 'dn_query_generator.label_embedding.'),
+    (r'^bbox_head\.transformer\.level_embeds$', 'level_embed'),
+    (r'^bbox_head\.transformer\.enc_output\.', 'memory_trans_fc.'),
+    (r'^bbox_head\.transformer\.enc_output_norm\.', 'memory_trans_norm.'),
+    (r'^bbox_head\.transformer\.query_embed\.', 'query_embedding.'),
+    (
+        r'^bbox_head\.transformer\.decoder\.ref_point_head\.0\.',
+        'decoder.ref_point_head.layers.0.',
+    ),
+    (
+        r'^bbox_head\.transformer\.decoder\.ref_point_head\.2\.',
+        'decoder.ref_point_head.layers.1.',
+    ),
+    (
+        r'^bbox_head\.transformer\.(encoder|decoder)\.layers\.(\d+)\.attentions\.0\.',
+        r'\1.layers.\2.self_attn.',
+    ),
+    (
+        r'^bbox_head\.transformer\.decoder\.layers\.(\d+)\.attentions\.1\.',
+        r'decoder.layers.\1.cross_attn.',
+    ),
+    (
+        r'^bbox_head\.transformer\.(encoder|decoder)\.layers\.(\d+)\.ffns\.0\.',
+        r'\1.layers.\2.ffn.',
+    ),
+    # The norms of the layers, and the decoder's own.
+    (r'^bbox_head\.transformer\.(encoder|decoder)\.', r'\1.'),
+)
+
+
+def convert_published(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Give the weights of a published checkpoint the names that our models use.
+
+    Pure, and idempotent: names that are right already stay.
+
+    Args:
+        state_dict: Bare weights, or a checkpoint that holds them as ``state_dict``,
+            ``model`` or ``module``. What else a checkpoint holds (an optimizer, an
+            averaged copy of the model) is not looked at.
+
+    Returns:
+        All the weights, by new name, in the old order.
+
+    Raises:
+        ValueError: There are no weights, something among them is not a tensor, or two
+            of them would get the same name.
+    """
+    tensors = _unwrap(state_dict)
+    for rule in _RULES:
+        tensors = rule(tensors)
+    return tensors
+
+
+def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    state_dict = innermost(state_dict)
+    others = [k for k, v in state_dict.items() if not isinstance(v, Tensor)]
+    if others or not state_dict:
+        raise ValueError(
+            'checkpoint: expected named tensors, bare or under one of '
+            f'{_WRAPPERS}; got {shorten(others) or "nothing"}'
+        )
+    return dict(state_dict)
+
+
+def innermost(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what all wrappers are around."""
+    wrapper = find_wrapper(state_dict)
+    return state_dict if wrapper is None else innermost(state_dict[wrapper])
+
+
+def find_wrapper(state_dict: Mapping[str, Any]) -> str | None:
+    """Return the key that the weights are under, None where they are bare."""
+    holds_weights = (key for key in _WRAPPERS if isinstance(state_dict.get(key), dict))
+    return next(holds_weights, None)
+
+
+def _rename(
+    tensors: dict[str, Tensor], new_name: Callable[[str], str]
+) -> dict[str, Tensor]:
+    renamed = {new_name(key): tensor for key, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        counts = Counter(map(new_name, tensors))
+        clashes = [key for key, count in counts.items() if count > 1]
+        raise ValueError(f'checkpoint: several tensors for {shorten(clashes)}')
+    return renamed
+
+
+def _strip_common_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    while all(key.startswith(prefix) for key in tensors):
+        tensors = _rename(tensors, lambda key: key.removeprefix(prefix))
+    return tensors
+
+
+def _strip_data_parallel(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the ``module.`` that (Distributed)DataParallel puts before every name."""
+    return _strip_common_prefix('module.', tensors)
+
+
+def _strip_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo what the Hugging Face port did to a classification model's names.
+
+    Its ``gamma`` had to be called something else: transformers used to rename
+    parameters with that word in their name.
+    """
+    tensors = _strip_common_prefix('model.', tensors)
+    layer_scale = re.compile(r'(levels\.\d+\.blocks\.\d+\.)layer_scale([12])$')
+    return _rename(tensors, lambda key: layer_scale.sub(r'\1gamma\2', key))
+
+
+def _place_classifier(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sort the parts of a classification model into backbone, neck and head.
+
+    A backbone alone belongs to no classifier, and keeps its names.
+    """
+    parts = {key.split('.')[0] for key in tensors} & _CLASSIFIER.keys()
+    if ANCHOR not in tensors or parts <= {'patch_embed', 'levels'}:
+        return tensors
+
+    def new_name(key: str) -> str:
+        part, *rest = key.split('.')
+        return '.'.join([_CLASSIFIER.get(part, part), *rest])
+
+    return _rename(tensors, new_name)
+
+
+def _place_dino(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Move the parts of a published DINO to where mmdet 3 has them."""
+
+    def new_name(key: str) -> str:
+        for pattern, replacement in _DINO:
+            key = re.sub(pattern, replacement, key)
+        return key
+
+    return _rename(tensors, new_name)
+
+
+# Applied in this order. A rule knows one layout, and leaves the others alone.
+_RULES: tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], ...] = (
+    _strip_data_parallel,
+    _strip_hugging_face,
+    _place_classifier,
+    _place_dino,
+)
+
+
+def shorten(items: list[str], limit: int = 6) -> str:
+    """Name the first few of many items, and how many there are."""
+    shown = ', '.join(items[:limit])
+    return shown + (f', ... ({len(items)} in all)' if len(items) > limit else '')
