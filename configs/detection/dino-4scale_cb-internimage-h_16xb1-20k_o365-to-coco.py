@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expected: 64.5 box AP on COCO val2017, 65.0 with test-time augmentation (published).
+mim train internimage dino-4scale_cb-internimage-h_16xb1-20k_o365-to-coco.py -G 16 -l slurm -p PART
+"""  # noqa: E501
+
+_base_ = ['../_base_/internimage_h.py', './_base_/dino-4scale_o365-to-coco.py']
+custom_imports = dict(imports=['internimage.detection'])
+model = dict(
+    type='CBDINO',
+    backbone=dict(
+        _base_.backbone,
+        type='CBInternImage',
+        init_cfg=None,
+        drop_path_rate=0.5,
+        with_cp=True,
+    ),
+    neck=dict(type='CBChannelMapper', in_channels=_base_.channels[1:]),
+    bbox_head=dict(type='CBDINOHead'),
+)
+load_from = 'https://huggingface.co/OpenGVLab/InternImage/resolve/main/dino_4scale_cbinternimage_h_objects365_80classes.pth'

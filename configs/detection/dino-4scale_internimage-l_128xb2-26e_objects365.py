@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expected: a start for training on other data; no result is published.
+mim train internimage dino-4scale_internimage-l_128xb2-26e_objects365.py -G 128 -l slurm -p PART
+"""  # noqa: E501
+
+_base_ = ['../_base_/internimage_l.py', './_base_/dino-4scale_objects365.py']
+custom_imports = dict(imports=['internimage.detection'])
+model = dict(
+    backbone=dict(
+        _base_.backbone, layer_scale=1.0, out_indices=(1, 2, 3), drop_path_rate=0.4
+    ),
+    neck=dict(in_channels=_base_.channels[1:]),
+)
