@@ -25,7 +25,7 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
 from tests.configs.published_classification import merge, modern_recipe
-from tests.configs.test_detection_recipes import flatten, with_defaults
+from tests.configs.published_detection import flatten, with_defaults
 from tests.golden import DATA, read_json
 
 ROOT = Path(__file__).parents[2]

@@ -14,6 +14,8 @@ import yaml
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
+from internimage import CBInternImage
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
@@ -67,13 +69,17 @@ def test_backbone_and_neck_fit(path: Path):
         backbone = build_on_meta(config.model.backbone)
         neck = build_on_meta(config.model.neck) if 'neck' in config.model else None
     assert config.channels == list(backbone.arch.level_channels)
-    if neck is not None:
-        neck(
-            tuple(
-                torch.empty(2, config.channels[i], 64 >> i, 96 >> i, device='meta')
-                for i in backbone.out_indices
-            )
-        )
+    if neck is None:
+        return
+    levels = backbone.out_indices
+    is_composite = isinstance(backbone, CBInternImage)
+    if is_composite:
+        levels = levels[1]  # what the first branch returns too
+    features = tuple(
+        torch.empty(2, config.channels[i], 64 >> i, 96 >> i, device='meta')
+        for i in levels
+    )
+    neck((features, features) if is_composite else features)
 
 
 @every_leaf
