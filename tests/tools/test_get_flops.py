@@ -32,6 +32,10 @@ PUBLISHED = {
     'classification/internimage-h_32xb16_in1k-640px': ((640, 640), 1080, 1478),
     'classification/internimage-g_64xb8_in1k-512px': ((512, 512), 3000, 2700),
     'detection/mask-rcnn_internimage-t_fpn_1x_coco': ((800, 1280), 49, 270),
+    'detection/mask-rcnn_internimage-s_fpn_1x_coco': ((800, 1280), 69, 340),
+    'detection/mask-rcnn_internimage-b_fpn_1x_coco': ((800, 1280), 115, 501),
+    'detection/cascade-mask-rcnn_internimage-l_fpn_1x_coco': ((800, 1280), 277, 1399),
+    'detection/cascade-mask-rcnn_internimage-xl_fpn_1x_coco': ((800, 1280), 387, 1782),
 }
 
 # Where ours do not round to the published ones -> by how much, at most, they differ.
