@@ -272,7 +272,7 @@ class InternImage(BaseModule):
         rates = iter(
             _drop_path_rates(drop_path_rate, drop_path_type, sum(self.arch.depths))
         )
-        self.patch_embed = Stem(
+        self.patch_embed: nn.Module = Stem(
             self.arch.channels, self.arch.act_layer, self.arch.norm_layer
         )
         self.levels = nn.ModuleList(

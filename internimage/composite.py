@@ -2,7 +2,8 @@
 """The composite backbone: two InternImages, the first one helping the second."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import reduce
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -93,6 +94,10 @@ class CBInternImage(BaseModule):
             for level, width in enumerate(widths)
         )
 
+    def _branches(self) -> tuple[InternImage, _LeadInternImage]:
+        first, second = self.cb_modules
+        return cast('InternImage', first), cast('_LeadInternImage', second)
+
     def forward(self, image: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Compute the features of both branches.
 
@@ -102,7 +107,7 @@ class CBInternImage(BaseModule):
         Returns:
             For the first and the second branch, what :class:`InternImage` returns.
         """
-        first, second = self.cb_modules
+        first, second = self._branches()
         x = first.patch_embed(image)
         features = first.forward_levels(x)
         assistance = [
@@ -118,16 +123,16 @@ class CBInternImage(BaseModule):
     def _assist(self, level: int, features: Sequence[Tensor]) -> Tensor:
         """Sum up what the first branch has for a level: ``(N, H, W, C)``."""
         size = features[level].shape[2:]
-        mapped = (
-            linear(x)
-            for linear, x in zip(self.cb_linears[level], features[level:], strict=True)
-        )
-        total = sum(F.interpolate(x, size=size, mode='nearest') for x in mapped)
-        return total.permute(0, 2, 3, 1)
+        linears = cast('nn.ModuleList', self.cb_linears[level])
+        mapped = [
+            F.interpolate(linear(x), size=size, mode='nearest')
+            for linear, x in zip(linears, features[level:], strict=True)
+        ]
+        return reduce(torch.add, mapped).permute(0, 2, 3, 1)
 
     def init_weights(self) -> None:
         """Initialise both branches; a pretrained file is read once and fills both."""
-        first, second = self.cb_modules
+        first, second = self._branches()
         first.init_weights()
         if first.has_pretrained_cfg:
             second.levels.load_state_dict(first.levels.state_dict())

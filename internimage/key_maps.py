@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Where training programs put the weights, most specific first: mmengine and mmcv
@@ -68,6 +69,24 @@ _DINO = (
     (r'^bbox_head\.transformer\.(encoder|decoder)\.', r'\1.'),
 )
 
+# What the names of all our models' weights start with, once converted.
+_KNOWN = re.compile(
+    r'(patch_embed|levels)\.'  # a backbone alone
+    r'|(backbone|neck)\.'
+    r'|head\.'  # mmpretrain
+    r'|(rpn_head|roi_head)\.|bbox_head\.(?!transformer\.)'  # mmdet
+    r'|(encoder|decoder|memory_trans_fc|memory_trans_norm)\.'
+    r'|(query_embedding|dn_query_generator)\.|level_embed$'
+    r'|(decode_head|auxiliary_head)\.'  # mmseg
+)
+
+
+# A parameter of the published EfficientFFN.
+_FFN_PIECE = re.compile(
+    r'(?P<ffn>bbox_head\.transformer\..*\.ffns\.0\.)'
+    r'(?P<layer>fc2_bias|fc[12]_\d)(\.(?P<kind>weight|bias))?'
+)
+
 
 def convert_published(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Give the weights of a published checkpoint the names that our models use.
@@ -80,7 +99,8 @@ def convert_published(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
             averaged copy of the model) is not looked at.
 
     Returns:
-        All the weights, by new name, in the old order.
+        All the weights, by new name, in the old order. Of DINO on InternImage-G, whose
+        feed-forward layers come in pieces, with the pieces put together.
 
     Raises:
         ValueError: There are no weights, something among them is not a tensor, or two
@@ -164,6 +184,32 @@ def _place_classifier(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return _rename(tensors, new_name)
 
 
+def _join_split_ffns(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put together the feed-forward layers that DINO on InternImage-G has in pieces.
+
+    Its ``EfficientFFN`` computes a quarter of the hidden features at a time, to save
+    memory; the sum is that of one layer with all of them.
+    """
+    joined: dict[str, Tensor] = {}
+    pieces: dict[tuple[str, int], list[Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _FFN_PIECE.fullmatch(key)
+        if match is None:
+            joined[key] = tensor
+        elif match['layer'] == 'fc2_bias':
+            joined[match['ffn'] + 'layers.1.bias'] = tensor
+        else:
+            layer, dim = (
+                ('layers.0.0', 0) if 'fc1' in match['layer'] else ('layers.1', 1)
+            )
+            name = f'{match["ffn"]}{layer}.{match["kind"]}'
+            joined.setdefault(name, tensor)  # keeps its place in the order
+            pieces.setdefault((name, dim), []).append(tensor)
+    for (name, dim), parts in pieces.items():
+        joined[name] = torch.cat(parts, dim)
+    return joined
+
+
 def _place_dino(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Move the parts of a published DINO to where mmdet 3 has them."""
 
@@ -180,8 +226,14 @@ _RULES: tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], ...] = (
     _strip_data_parallel,
     _strip_hugging_face,
     _place_classifier,
+    _join_split_ffns,
     _place_dino,
 )
+
+
+def is_known(name: str) -> bool:
+    """Tell whether one of our models can have a parameter of that name."""
+    return _KNOWN.match(name) is not None
 
 
 def shorten(items: list[str], limit: int = 6) -> str:
