@@ -37,36 +37,22 @@ _CLASSIFIER = {
     'meta_head': 'head.meta_head',
 }
 
-# Published DINO -> mmdet 3's, which has the transformer beside the head, not in it.
-_DINO = (
-    (r'^neck\.0\.(convs|extra_convs)\.', r'neck.\1.'),  # a list of one neck
-    (r'^bbox_head\.label_embedding\.', 'dn_query_generator.label_embedding.'),
-    (r'^bbox_head\.transformer\.level_embeds$', 'level_embed'),
-    (r'^bbox_head\.transformer\.enc_output\.', 'memory_trans_fc.'),
-    (r'^bbox_head\.transformer\.enc_output_norm\.', 'memory_trans_norm.'),
-    (r'^bbox_head\.transformer\.query_embed\.', 'query_embedding.'),
-    (
-        r'^bbox_head\.transformer\.decoder\.ref_point_head\.0\.',
-        'decoder.ref_point_head.layers.0.',
-    ),
-    (
-        r'^bbox_head\.transformer\.decoder\.ref_point_head\.2\.',
-        'decoder.ref_point_head.layers.1.',
-    ),
-    (
-        r'^bbox_head\.transformer\.(encoder|decoder)\.layers\.(\d+)\.attentions\.0\.',
-        r'\1.layers.\2.self_attn.',
-    ),
-    (
-        r'^bbox_head\.transformer\.decoder\.layers\.(\d+)\.attentions\.1\.',
-        r'decoder.layers.\1.cross_attn.',
-    ),
-    (
-        r'^bbox_head\.transformer\.(encoder|decoder)\.layers\.(\d+)\.ffns\.0\.',
-        r'\1.layers.\2.ffn.',
-    ),
-    # The norms of the layers, and the decoder's own.
-    (r'^bbox_head\.transformer\.(encoder|decoder)\.', r'\1.'),
+# The transformer of a published DINO is in its head, in mmdet 3 it is beside it.
+_DINO_TRANSFORMER = 'bbox_head.transformer.'
+_DINO_TRANSFORMER_NAMES = (
+    (r'level_embeds$', 'level_embed'),
+    (r'enc_output\.', 'memory_trans_fc.'),
+    (r'enc_output_norm\.', 'memory_trans_norm.'),
+    (r'query_embed\.', 'query_embedding.'),
+    (r'decoder\.ref_point_head\.0\.', 'decoder.ref_point_head.layers.0.'),
+    (r'decoder\.ref_point_head\.2\.', 'decoder.ref_point_head.layers.1.'),
+    (r'(encoder|decoder)\.layers\.(\d+)\.attentions\.0\.', r'\1.layers.\2.self_attn.'),
+    (r'decoder\.layers\.(\d+)\.attentions\.1\.', r'decoder.layers.\1.cross_attn.'),
+    (r'(encoder|decoder)\.layers\.(\d+)\.ffns\.0\.', r'\1.layers.\2.ffn.'),
+)
+_DINO_OTHER_NAMES = (
+    (r'neck\.0\.(convs|extra_convs)\.', r'neck.\1.'),  # a list of one neck
+    (r'bbox_head\.label_embedding\.', 'dn_query_generator.label_embedding.'),
 )
 
 # What the names of all our models' weights start with, once converted.
@@ -214,9 +200,11 @@ def _place_dino(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Move the parts of a published DINO to where mmdet 3 has them."""
 
     def new_name(key: str) -> str:
-        for pattern, replacement in _DINO:
-            key = re.sub(pattern, replacement, key)
-        return key
+        name = key.removeprefix(_DINO_TRANSFORMER)
+        inside = name != key
+        for pattern, new in _DINO_TRANSFORMER_NAMES if inside else _DINO_OTHER_NAMES:
+            name = re.sub(f'^{pattern}', new, name)
+        return name if is_known(name) else key
 
     return _rename(tensors, new_name)
 

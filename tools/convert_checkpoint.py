@@ -47,14 +47,10 @@ def convert(path: Path) -> tuple[dict[str, Tensor], str]:
         )
     kept = {n: t for n, t in converted.items() if not n.startswith(NOT_AVERAGED)}
     # What got another name is the same tensor still.
-    new_names = {id(tensor): name for name, tensor in kept.items()}
+    new_names = {id(t): n if n in kept else LEFT_OUT for n, t in converted.items()}
     rows = [
-        (
-            old,
-            LEFT_OUT if old.startswith(NOT_AVERAGED) else new_names.get(id(t), JOINED),
-            t,
-        )
-        for old, t in innermost(content).items()
+        (old, new_names.get(id(tensor), JOINED), tensor)
+        for old, tensor in innermost(content).items()
     ]
     return kept, format_table(rows)
 
