@@ -21,6 +21,7 @@ PROJECT = Path(__file__).parents[2] / 'projects' / 'quickstart'
 sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by path
 scenes = importlib.import_module('scenes')
 demo = importlib.import_module('demo')
+detection = importlib.import_module('detection')
 sys.path.remove(str(PROJECT))
 
 TEXTURE = scenes.Texture('gradient', ((200.0, 0.0, 0.0), (90.0, 0.0, 0.0)), 20.0, 0.5)
@@ -196,40 +197,102 @@ class TestMasks:
             np.testing.assert_array_equal(decode({'segmentation': runs}, (5, 7)), case)
 
 
-def test_config_trains_and_tests(root, tmp_path):
-    config = Config.fromfile(demo.CONFIG)
-    demo.set_iterations(config, 2)
-    for split in ('train', 'val', 'test'):
-        loader = config[f'{split}_dataloader']
-        loader.dataset.data_root = str(root)
-        loader.num_workers, loader.persistent_workers = 0, False
-    config.train_dataloader.batch_size = 2
-    for split in ('val', 'test'):
-        path = root / 'annotations' / 'instances_val.json'
-        config[f'{split}_evaluator'].ann_file = str(path)
-    config.work_dir = str(tmp_path)
-    config.experiment_name = 'quickstart_test'
-    runner = Runner.from_cfg(config)
-    runner.train()  # validates at the end
-    assert (tmp_path / 'iter_2.pth').is_file()
-    assert runner.message_hub.get_scalar('val/coco/segm_mAP').current() >= 0
+@pytest.fixture
+def boxes_only(root, tmp_path):
+    """Return a copy of the data set without masks."""
+    copy = tmp_path / 'boxes'
+    shutil.copytree(root, copy)
+    for split in scenes.SPLITS:
+        edit(copy, drop_masks, split)
+    return copy
 
 
-@pytest.mark.slow
-def test_demo_on_a_folder(root, tmp_path):
-    command = [sys.executable, PROJECT / 'demo.py', '--data', root, '--iters', '2']
+def run_demo(folder, *options):
+    command = [sys.executable, PROJECT / 'demo.py', '--work-dir', folder, *options]
+    paths = [str(PROJECT.parents[1]), os.environ.get('PYTHONPATH', '')]
     done = subprocess.run(
-        [*command, '--work-dir', tmp_path],
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(PROJECT.parents[1])},
+        command,
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
-    assert 'AP75' in done.stdout
-    assert f'{tmp_path}/predictions.png' in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize('model', detection.CONFIGS)
+def test_config_trains_and_tests(root, tmp_path, model):
+    config = Config.fromfile(detection.CONFIGS[model])
+    demo.set_iterations(config, 2)
+    for split in ('train', 'val', 'test'):
+        loader = config[f'{split}_dataloader']
+        loader.dataset.data_root = str(root)
+        loader.num_workers, loader.persistent_workers = 0, False
+    for split in ('val', 'test'):
+        path = root / 'annotations' / 'instances_val.json'
+        config[f'{split}_evaluator'].ann_file = str(path)
+    config.work_dir = str(tmp_path)
+    config.experiment_name = f'quickstart_test_{model}'
+    runner = Runner.from_cfg(config)
+    runner.train()  # validates at the end
+    assert (tmp_path / 'iter_2.pth').is_file()
+    kind = 'segm' if 'mask' in model else 'bbox'
+    assert runner.message_hub.get_scalar(f'val/coco/{kind}_mAP').current() >= 0
+
+
+@pytest.mark.slow
+def test_demo_on_a_folder(root, tmp_path):
+    output = run_demo(tmp_path, '--data', root, '--iters', '2')
+    assert 'AP75' in output
+    assert 'masks' in output
+    assert f'{tmp_path}/predictions.png' in output
     assert cv2.imread(tmp_path / 'predictions.png').std() > 0
+
+
+@pytest.mark.slow
+def test_demo_on_a_folder_without_masks(boxes_only, tmp_path):
+    options = ['--data', boxes_only, '--iters', '2', '--model', 'dino']
+    output = run_demo(tmp_path, *options)
+    assert 'boxes' in output
+    assert 'masks' not in output
+    assert cv2.imread(tmp_path / 'predictions.png').std() > 0
+
+
+@pytest.mark.parametrize('model', detection.CONFIGS)
+def test_folder_config_has_the_classes_of_the_folder(root, tmp_path, model):
+    copy = tmp_path / 'copy'
+    shutil.copytree(root, copy)
+    for split in scenes.SPLITS:
+        edit(
+            copy,
+            lambda data: data['categories'].append({'id': 9, 'name': 'egg'}),
+            split,
+        )
+    path = tmp_path / 'config.py'
+    detection.write_folder_config(model, path, copy, iters=7)
+    config = Config.fromfile(path)
+    assert config.metainfo.classes[-1] == 'egg'
+    assert config.train_cfg.max_iters == config.param_scheduler[1].T_max == 7
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        assert dataset.data_root == f'{copy}/'
+        assert dataset.metainfo.classes == config.metainfo.classes
+        assert dataset.pipeline[2 if split == 'train' else 1].scale == (512, 320)
+    assert set(find(config.model, 'num_classes')) == {6}
+    assert config.test_evaluator.ann_file == f'{copy}/annotations/instances_val.json'
+
+
+def find(node, key):
+    """Return all values of a key in nested dicts and lists."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    found = [value for name, value in items if name == key]
+    children = node.values() if isinstance(node, dict) else node
+    for child in children:
+        if isinstance(child, dict | list):
+            found += find(child, key)
+    return found
 
 
 def drop_val_folder(root):
@@ -244,15 +307,20 @@ def drop_image(root):
     (root / 'train' / '000003.jpg').unlink()
 
 
-def edit(root, change):
-    path = root / 'annotations' / 'instances_val.json'
+def edit(root, change, split='val'):
+    path = root / 'annotations' / f'instances_{split}.json'
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
 
 
-def drop_masks(root):
-    edit(root, lambda data: [a.pop('segmentation') for a in data['annotations']])
+def drop_masks(data):
+    for annotation in data['annotations']:
+        del annotation['segmentation']
+
+
+def drop_val_masks(root):
+    edit(root, drop_masks)
 
 
 def rename_category(root):
@@ -266,7 +334,7 @@ def rename_category(root):
         (drop_annotations, 'instances_train.json and train/, found train, val; rename'),
         (drop_val_folder, 'instances_val.json and val/, found annotations, train;'),
         (drop_image, '1 are missing, such as 000003.jpg'),
-        (drop_masks, 'expected objects with a segmentation, found none'),
+        (drop_val_masks, 'expected objects with a segmentation, found none'),
         (rename_category, "the same categories .* got .*'ellipse'.* and .*'egg'"),
     ],
 )
@@ -274,8 +342,8 @@ def test_demo_names_what_a_folder_lacks(root, tmp_path, damage, message, capsys)
     copy = tmp_path / 'copy'
     shutil.copytree(root, copy)
     damage(copy)
-    with pytest.raises(demo.FolderError, match=message):
-        demo.read_classes(copy)
+    with pytest.raises(detection.FolderError, match=message):
+        detection.read_classes(copy, with_masks=True)
     assert demo.main(['--data', str(copy), '--work-dir', str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ')
@@ -292,9 +360,28 @@ def test_demo_fails_when_a_step_fails(tmp_path, monkeypatch, capsys):
     assert 'Traceback' in (tmp_path / 'demo.log').read_text()
 
 
-def test_table_shows_missing_sizes():
-    metrics = {'coco/bbox_mAP': 0.4321, 'coco/bbox_mAP_l': -1.0}
-    header, boxes, masks = demo.table(metrics).splitlines()
+def test_boxes_are_enough_for_some(boxes_only):
+    assert len(detection.read_classes(boxes_only, with_masks=False)) == 5
+
+
+def test_demo_names_the_models_of_a_task(capsys):
+    with pytest.raises(SystemExit):
+        demo.main(['--task', 'classification', '--model', 'dino'])
+    assert 'one of classifier; got dino' in capsys.readouterr().err
+
+
+def test_each_model_has_a_folder_of_its_own():
+    names = [['--model', name] for name in detection.CONFIGS]
+    names.append(['--task', 'classification'])
+    folders = {demo.parse_args(options).work_dir for options in names}
+    assert len(folders) == len(names)
+    assert Path('work_dirs/quickstart') in folders
+
+
+def test_table_shows_missing_sizes_and_leaves_out_masks():
+    names = ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l']
+    metrics = {f'coco/bbox_{name}': -1.0 for name in names}
+    metrics['coco/bbox_mAP'] = 0.4321
+    header, boxes = detection.table(metrics).splitlines()
     assert header.split() == ['AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
     assert boxes.split() == ['boxes', '0.432', *'-----']
-    assert masks.split() == ['masks', *'------']
