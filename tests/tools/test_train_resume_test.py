@@ -8,56 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools.small_models import CASCADE_MASK_RCNN, LARGE_DINO, as_arguments
 from tests.tools.test_train_test import NUM_IMAGES, ROOT, run, write_coco
 
 pytestmark = pytest.mark.slow
 CONFIGS = ROOT / 'configs' / 'detection'
 
-SMALL = [
-    'load_from=None',
-    'model.backbone.init_cfg=None',
-    'model.backbone.arch._delete_=True',
-    'model.backbone.arch.channels=16',
-    'model.backbone.arch.depths=[1,1,1,1]',
-    'model.backbone.arch.groups=[1,2,4,8]',
-    *(
-        f'{split}_dataloader.{setting}'
-        for split in ('train', 'val', 'test')
-        for setting in ('num_workers=0', 'persistent_workers=False')
-    ),
-    'train_dataloader.batch_size=2',
-    *(
-        f'{split}_dataloader.dataset.pipeline.1.scale=(128,96)'
-        for split in ('val', 'test')
-    ),
-]
-SMALL_CASCADE = [
-    *SMALL,
-    'train_dataloader.dataset.pipeline.2.scale=(128,96)',
-    'model.neck.in_channels=[16,32,64,128]',
-    *(
-        f'model.roi_head.bbox_head.{stage}.{setting}'
-        for stage in range(3)
-        for setting in ('fc_out_channels=32', 'num_shared_convs=1')
-    ),
-    'model.roi_head.mask_head.num_convs=1',
-    *(f'model.train_cfg.rcnn.{stage}.sampler.num=16' for stage in range(3)),
-    'model.test_cfg.rcnn.max_per_img=5',
-    'model.test_cfg.rcnn.score_thr=0',  # an untrained model is sure of nothing
-]
-SMALL_DINO = [
-    *SMALL,
-    'train_dataloader.dataset.pipeline.3.scale=[(128,96),(160,96)]',
-    'model.neck.in_channels=[32,64,128]',
-    'model.num_queries=20',
-    'model.encoder.num_layers=1',
-    'model.decoder.num_layers=2',
-    'model.dn_cfg.group_cfg.num_dn_queries=10',
-    'model.test_cfg.max_per_img=5',
-    'tta_pipeline.1.transforms.0.0.scale=(128,96)',
-    'tta_pipeline.1.transforms.0.1.scale=(128,64)',
-    'tta_pipeline.1.transforms.0.2.scale=(160,120)',
-]
+SMALL_CASCADE = as_arguments(CASCADE_MASK_RCNN)
+SMALL_DINO = as_arguments(LARGE_DINO)
 
 
 def train(config: str, settings: list[str], length: list[str], folder: Path) -> str:

@@ -13,35 +13,13 @@ import numpy as np
 import pytest
 from mmengine.fileio import load
 
+from tests.tools.small_models import MASK_RCNN, as_arguments
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'detection' / 'mask-rcnn_internimage-t_fpn_1x_coco.py'
 NUM_IMAGES = 4
 
-# The published config, small enough for one epoch in seconds on a CPU.
-SMALL = [
-    'model.backbone.init_cfg=None',
-    'model.backbone.arch._delete_=True',
-    'model.backbone.arch.channels=16',
-    'model.backbone.arch.depths=[1,1,1,1]',
-    'model.backbone.arch.groups=[1,2,4,8]',
-    'model.neck.in_channels=[16,32,64,128]',
-    'model.roi_head.bbox_head.fc_out_channels=32',
-    'model.roi_head.mask_head.num_convs=1',
-    'model.train_cfg.rcnn.sampler.num=16',
-    'model.test_cfg.rcnn.max_per_img=5',
-    'model.test_cfg.rcnn.score_thr=0',  # an untrained model is sure of nothing
-    'train_cfg.max_epochs=1',
-    'train_dataloader.dataset.pipeline.2.scale=(128,96)',
-    *(
-        f'{split}_dataloader.{setting}'
-        for split in ('train', 'val', 'test')
-        for setting in ('num_workers=0', 'persistent_workers=False')
-    ),
-    *(
-        f'{split}_dataloader.dataset.pipeline.1.scale=(128,96)'
-        for split in ('val', 'test')
-    ),
-]
+SMALL = as_arguments({**MASK_RCNN, 'train_cfg.max_epochs': 1})
 
 
 def write_coco(folder: Path) -> None:

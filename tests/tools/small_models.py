@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that make the published detectors small enough to train in seconds.
+
+The settings of the configs stay, the sizes shrink. Lists are not replaced but reached
+into, as the command line does.
+"""
+
+from typing import Any
+
+Options = dict[str, Any]
+
+BACKBONE: Options = {
+    'load_from': None,
+    'model.backbone.init_cfg': None,
+    'model.backbone.arch': {
+        '_delete_': True,
+        'channels': 16,
+        'depths': [1, 1, 1, 1],
+        'groups': [1, 2, 4, 8],
+    },
+}
+DATA: Options = {
+    'train_dataloader.batch_size': 2,
+    **{
+        f'{split}_dataloader.{name}': value
+        for split in ('train', 'val', 'test')
+        for name, value in {'num_workers': 0, 'persistent_workers': False}.items()
+    },
+    'val_dataloader.dataset.pipeline.1.scale': (128, 96),
+    'test_dataloader.dataset.pipeline.1.scale': (128, 96),
+}
+RCNN: Options = {
+    **BACKBONE,
+    **DATA,
+    'train_dataloader.dataset.pipeline.2.scale': (128, 96),
+    'model.neck.in_channels': [16, 32, 64, 128],
+    'model.test_cfg.rcnn.max_per_img': 5,
+    'model.test_cfg.rcnn.score_thr': 0,  # an untrained model is sure of nothing
+}
+FASTER_RCNN: Options = {
+    **RCNN,
+    'model.roi_head.bbox_head.fc_out_channels': 32,
+    'model.train_cfg.rcnn.sampler.num': 16,
+}
+MASK_RCNN: Options = {**FASTER_RCNN, 'model.roi_head.mask_head.num_convs': 1}
+CASCADE_MASK_RCNN: Options = {
+    **RCNN,
+    **{
+        f'model.roi_head.bbox_head.{stage}.{name}': value
+        for stage in range(3)
+        for name, value in {'fc_out_channels': 32, 'num_shared_convs': 1}.items()
+    },
+    'model.roi_head.mask_head.num_convs': 1,
+    **{f'model.train_cfg.rcnn.{stage}.sampler.num': 16 for stage in range(3)},
+}
+DINO: Options = {
+    **BACKBONE,
+    **DATA,
+    'model.neck.in_channels': [32, 64, 128],
+    'model.num_queries': 20,
+    'model.encoder.num_layers': 1,
+    'model.decoder.num_layers': 2,
+    'model.dn_cfg.group_cfg.num_dn_queries': 10,
+    'model.test_cfg.max_per_img': 5,
+}
+# Where DINO trains at random sizes: after Objects365.
+LARGE_DINO: Options = {
+    **DINO,
+    'train_dataloader.dataset.pipeline.3.scale': [(128, 96), (160, 96)],
+    'tta_pipeline.1.transforms.0.0.scale': (128, 96),
+    'tta_pipeline.1.transforms.0.1.scale': (128, 64),
+    'tta_pipeline.1.transforms.0.2.scale': (160, 120),
+}
+
+
+def as_arguments(options: Options) -> list[str]:
+    """Return options as ``--cfg-options`` takes them."""
+    arguments = []
+    for name, value in options.items():
+        if isinstance(value, dict):
+            inner = {f'{name}.{key}': item for key, item in value.items()}
+            arguments += as_arguments(inner)
+        else:
+            arguments.append(f'{name}={value}'.replace(' ', ''))
+    return arguments
