@@ -134,9 +134,13 @@ def test_no_dict_is_repeated_in_three_leaves():
 
 def test_index_lists_every_config():
     models = index()
-    assert set(models) == {path.stem for path in LEAVES}
+    stems = {path.stem for path in LEAVES}
+    # Two published configs may be one of ours, which then has two names in the index.
+    assert {Path(model['Config']).stem for model in models.values()} == stems
+    assert stems <= set(models)
     for name, model in models.items():
-        assert (ROOT / model['Config']).samefile(next(CONFIGS.rglob(f'{name}.py')))
+        stem = name if name in stems else name.removesuffix('_ms')
+        assert (ROOT / model['Config']).samefile(next(CONFIGS.rglob(f'{stem}.py')))
     imports = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     assert imports == [str(path.relative_to(ROOT)) for path in METAFILES]
 

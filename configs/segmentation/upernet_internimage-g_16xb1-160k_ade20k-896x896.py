@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No result is published; the settings are.
+mim train internimage upernet_internimage-g_16xb1-160k_ade20k-896x896.py -G 16 -l slurm -p PART
+"""  # noqa: E501
+
+_base_ = ['../_base_/internimage_g.py', './_base_/upernet_160k_ade20k-896x896.py']
+model = dict(
+    backbone=dict(_base_.backbone, drop_path_rate=0.5, with_cp=True),
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
+)

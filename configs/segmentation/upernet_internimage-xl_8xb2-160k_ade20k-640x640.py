@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expected: 55.0 mIoU on ADE20K val, 55.3 with test-time augmentation (published).
+mim train internimage upernet_internimage-xl_8xb2-160k_ade20k-640x640.py -G 8 -l pytorch
+"""
+
+_base_ = ['../_base_/internimage_xl.py', './_base_/upernet_160k_ade20k-640x640.py']
+model = dict(
+    backbone=dict(_base_.backbone, layer_scale=1.0, drop_path_rate=0.4),
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
+)
