@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's config for one's own data trains every family of published detectors."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from tests.tools import small_models
+
+ROOT = Path(__file__).parents[2]
+PROJECT = ROOT / 'projects' / 'quickstart'
+sys.path.insert(0, str(PROJECT))
+scenes = importlib.import_module('scenes')
+sys.path.remove(str(PROJECT))
+
+README = (PROJECT / 'README.md').read_text()
+BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+(CONFIG,) = (block for block in BLOCKS if block.startswith('# my_config.py'))
+# Name -> the lines that say where its number of classes is.
+MODELS = {
+    match[1]: block
+    for block in BLOCKS
+    if (match := re.match(r'# ((?:\w+ )*(?:R-CNN|DINO))\b', block))
+}
+# Config -> the README's name of its family, what makes it small.
+CASES = {
+    'faster-rcnn_internimage-t_fpn_1x_coco': ('Faster R-CNN', small_models.FASTER_RCNN),
+    'mask-rcnn_internimage-t_fpn_1x_coco': ('Mask R-CNN', small_models.MASK_RCNN),
+    'cascade-mask-rcnn_internimage-l_fpn_1x_coco': (
+        'Cascade Mask R-CNN',
+        small_models.CASCADE_MASK_RCNN,
+    ),
+    'dino-4scale_internimage-t_8xb2-layer-decay-12e_coco': ('DINO', small_models.DINO),
+    'dino-4scale_cb-internimage-h_16xb1-20k_o365-to-coco': (
+        'DINO',
+        small_models.LARGE_DINO,
+    ),
+}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('shapes')
+    scenes.generate(path, seed=3, num_train=4, num_val=2)
+    return path
+
+
+def write_config(folder: Path, data: Path, config: str, family: str) -> Path:
+    """Write the README's config, with its names in place of the example's."""
+    lines = re.search(r'^model = .*$', MODELS[family], re.DOTALL | re.MULTILINE)[0]
+    before = MODELS[family].split('model = ')[0]
+    text = CONFIG
+    changes = {
+        r'<here>.*\.py': f'{ROOT}/configs/detection/{config}.py',
+        r'/data/fruit/': f'{data}/',
+        r"\('apple', 'pear'\)": str(tuple(scenes.CATEGORY_IDS)),
+        r'model = .*\n': before + lines,
+        r'load_from = .*\n': '',
+    }
+    for pattern, new in changes.items():
+        text, count = re.subn(pattern, lambda _, new=new: new, text)
+        assert count == 1, pattern
+    path = folder / 'my_config.py'
+    path.write_text(text)
+    return path
+
+
+def test_config_is_short():
+    lines = [line for line in CONFIG.splitlines() if line and line[0] != '#']
+    assert len(lines) <= 15
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_own_data(data: Path, tmp_path: Path, name: str):
+    family, small = CASES[name]
+    config = Config.fromfile(write_config(tmp_path, data, name, family))
+    config.merge_from_dict(small)
+    if config.train_cfg.type == 'EpochBasedTrainLoop':
+        config.train_cfg.max_epochs = 1
+    else:
+        config.train_cfg.update(max_iters=2, val_interval=2)
+    pipeline = config.train_dataloader.dataset.pipeline
+    for number, step in enumerate(pipeline):
+        if step.type == 'RandomChoice':  # many sizes, all larger than a test needs
+            pipeline[number] = dict(type='Resize', scale=(128, 96), keep_ratio=True)
+    config.work_dir = str(tmp_path)
+    config.experiment_name = f'own_data_{name}'
+    runner = Runner.from_cfg(config)
+    runner.train()
+    dataset = runner.train_dataloader.dataset
+    assert dataset.metainfo['classes'] == tuple(scenes.CATEGORY_IDS)
+    for split in ('val', 'test'):
+        assert config[f'{split}_dataloader'].dataset.ann_file.endswith('val.json')
+        assert config[f'{split}_evaluator'].ann_file.startswith(str(data))
+    kind = 'segm' if 'Mask' in family else 'bbox'
+    assert runner.message_hub.get_scalar(f'val/coco/{kind}_mAP').current() >= 0
