@@ -6,6 +6,7 @@ The models are those of the configs, with a smaller backbone; DINO with 20 queri
 
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from internimage.checkpoint import convert_published
 from tests.golden import DATA, assert_matches_golden, fill_value, golden_input
 
 DetDataSample = pytest.importorskip('mmdet.structures').DetDataSample
+DetInferencer = pytest.importorskip('mmdet.apis').DetInferencer
 InstanceData = pytest.importorskip('mmengine.structures').InstanceData
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'detection'
@@ -33,8 +36,8 @@ OURS = {
 SMALL = {'channels': 8, 'depths': (1, 1, 1, 1), 'groups': (1, 2, 4, 8)}
 
 
-def build(name: str, arch: dict, **changes) -> nn.Module:
-    """Build the model of a config with another backbone."""
+def read_config(name: str, arch: dict, **changes) -> Config:
+    """Read a config and give its model another backbone."""
     config = Config.fromfile(CONFIGS / f'{OURS[name]}.py')
     model = config.model
     model.backbone.update(arch=arch, init_cfg=None)
@@ -43,8 +46,12 @@ def build(name: str, arch: dict, **changes) -> nn.Module:
         levels = (1, 2, 3)
     model.neck.in_channels = [arch['channels'] * 2**level for level in levels]
     model.update(changes)
+    return config
+
+
+def build(name: str, arch: dict, **changes) -> nn.Module:
     with DefaultScope.overwrite_default_scope('mmdet'):
-        return MODELS.build(model)
+        return MODELS.build(read_config(name, arch, **changes).model)
 
 
 def build_dino(name: str, arch: dict, **changes) -> nn.Module:
@@ -117,6 +124,33 @@ def test_dino_outputs_are_the_published_ones(name: str):
     scores, boxes = model.bbox_head(**model.forward_transformer(features, [sample]))
     assert_golden(name, **enumerated('neck', features))
     assert_golden(name, cls_scores=scores[-1], bbox_preds=boxes[-1])
+
+
+@pytest.mark.parametrize('name', ['dino', 'cb_dino'])
+def test_published_dino_file_is_loaded_as_it_is(name: str, tmp_path: Path):
+    file = str(tmp_path / 'published.pth')
+    meta = {'epoch': 12, 'CLASSES': ('person', 'bicycle')}  # as mmdet 2 wrote it
+    torch.save({'state_dict': published(name), 'meta': meta}, file)
+    expected = convert_published(published(name))
+    config = read_config(name, CASES[f'detector/{name}']['arch'], num_queries=20)
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        runner = Runner(deepcopy(config.model), str(tmp_path), load_from=file)
+        runner.load_or_resume()  # as `mim train` and `mim test` do
+    assert_state_dict(runner.model, expected)
+
+    resize = config.test_dataloader.dataset.pipeline[1]
+    resize.scale = (96, 64)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        inferencer = DetInferencer(config, file, 'cpu', show_progress=False)
+        (result,) = inferencer(np.zeros((50, 70, 3), np.uint8))['predictions']
+    assert_state_dict(inferencer.model, expected)
+    # The queries' number times the classes', of which the best are kept.
+    assert len(result['bboxes']) == config.model.test_cfg.max_per_img
+
+
+def assert_state_dict(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
 
 
 def test_split_feed_forward_layer_of_the_largest_dino():
