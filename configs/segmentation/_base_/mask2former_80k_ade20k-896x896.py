@@ -8,15 +8,9 @@ are UperNet's, in half the iterations.
 _base_ = './upernet_160k_ade20k-896x896.py'
 
 num_classes = 150
-width, num_heads = 1024, 32
-attention = dict(embed_dims=width, num_heads=num_heads, batch_first=True)
-ffn = dict(
-    embed_dims=width,
-    feedforward_channels=4 * width,
-    num_fcs=2,
-    ffn_drop=0.0,
-    act_cfg=dict(type='ReLU', inplace=True),
-)
+width = 1024
+attention = dict(embed_dims=width, num_heads=32)
+ffn = dict(embed_dims=width, feedforward_channels=4 * width)
 positions = dict(num_feats=width // 2, normalize=True)
 match_costs = [
     dict(type='mmdet.ClassificationCost', weight=2.0),
@@ -28,27 +22,18 @@ model = dict(
     decode_head=dict(
         _delete_=True,
         type='InternImageMask2FormerHead',
-        strides=[4, 8, 16, 32],
         feat_channels=width,
         out_channels=width,
         num_classes=num_classes,
         num_queries=200,
-        num_transformer_feat_level=3,
-        align_corners=False,
-        enforce_decoder_input_project=False,
         positional_encoding=positions,
         pixel_decoder=dict(
             type='mmdet.MSDeformAttnPixelDecoder',
-            num_outs=3,
-            norm_cfg=dict(type='GN', num_groups=32),
-            act_cfg=dict(type='ReLU'),
             positional_encoding=positions,
             encoder=dict(
                 num_layers=6,
                 layer_cfg=dict(
-                    self_attn_cfg=dict(
-                        attention, num_levels=3, num_points=4, dropout=0.0
-                    ),
+                    self_attn_cfg=dict(attention, num_levels=3, dropout=0.0),
                     ffn_cfg=ffn,
                 ),
             ),
@@ -57,15 +42,13 @@ model = dict(
             num_layers=9,
             return_intermediate=True,
             layer_cfg=dict(
-                self_attn_cfg=dict(attention, attn_drop=0.0, proj_drop=0.0),
-                cross_attn_cfg=dict(attention, attn_drop=0.0, proj_drop=0.0),
-                ffn_cfg=ffn,
+                self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn
             ),
         ),
         loss_cls=dict(
             type='mmdet.CrossEntropyLoss',
             loss_weight=2.0,
-            class_weight=[1.0] * num_classes + [0.1],  # the last: nothing there
+            class_weight=[1.0] * num_classes + [0.1],  # the last: no object
         ),
         loss_mask=dict(
             type='mmdet.CrossEntropyLoss', use_sigmoid=True, loss_weight=5.0
