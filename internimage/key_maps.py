@@ -55,6 +55,15 @@ _DINO_OTHER_NAMES = (
     (r'bbox_head\.label_embedding\.', 'dn_query_generator.label_embedding.'),
 )
 
+# The attentions of a published Mask2Former have numbers, in the order of their use.
+_MASK2FORMER = 'decode_head.'
+_MASK2FORMER_NAMES = (
+    (r'(pixel_decoder\.encoder\.layers\.\d+)\.attentions\.0\.', r'\1.self_attn.'),
+    (r'(transformer_decoder\.layers\.\d+)\.attentions\.0\.', r'\1.cross_attn.'),
+    (r'(transformer_decoder\.layers\.\d+)\.attentions\.1\.', r'\1.self_attn.'),
+    (r'((pixel_decoder\.en|transformer_de)coder\.layers\.\d+)\.ffns\.0\.', r'\1.ffn.'),
+)
+
 # What the names of all our models' weights start with, once converted.
 _KNOWN = re.compile(
     r'(patch_embed|levels)\.'  # a backbone alone
@@ -63,7 +72,8 @@ _KNOWN = re.compile(
     r'|(rpn_head|roi_head)\.|bbox_head\.(?!transformer\.)'  # mmdet
     r'|(encoder|decoder|memory_trans_fc|memory_trans_norm)\.'
     r'|(query_embedding|dn_query_generator)\.|level_embed$'
-    r'|(decode_head|auxiliary_head)\.'  # mmseg
+    r'|decode_head\.(?!(pixel|transformer)_decoder\..*\.(attentions|ffns)\.)'  # mmseg
+    r'|auxiliary_head\.'
 )
 
 
@@ -209,6 +219,23 @@ def _place_dino(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return _rename(tensors, new_name)
 
 
+def _rename_mask2former(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name the parts of a published Mask2Former's layers as mmdet 3 does.
+
+    UperNet and SegFormer's head have no such parts: their names are those of mmseg 1.
+    """
+
+    def new_name(key: str) -> str:
+        name = key.removeprefix(_MASK2FORMER)
+        if name == key:
+            return key
+        for pattern, new in _MASK2FORMER_NAMES:
+            name = re.sub(f'^{pattern}', new, name)
+        return _MASK2FORMER + name
+
+    return _rename(tensors, new_name)
+
+
 # Applied in this order. A rule knows one layout, and leaves the others alone.
 _RULES: tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], ...] = (
     _strip_data_parallel,
@@ -216,6 +243,7 @@ _RULES: tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], ...] = (
     _place_classifier,
     _join_split_ffns,
     _place_dino,
+    _rename_mask2former,
 )
 
 
