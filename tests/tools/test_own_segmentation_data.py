@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The config for data of one's own, in configs/segmentation/README.md, and its advice.
+
+It trains and is tested, on generated images, with a small model.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+
+from tests.tools.small_models import BACKBONE, as_arguments
+from tests.tools.test_train_test import ROOT, run
+
+pytest.importorskip('mmseg')
+import mmcv
+import mmseg.datasets
+import mmseg.models  # noqa: F401
+
+README = ROOT / 'configs' / 'segmentation' / 'README.md'
+NUM_IMAGES = 2
+SMALL = as_arguments(
+    {
+        **BACKBONE,
+        'model.decode_head.in_channels': [16, 32, 64, 128],
+        'model.decode_head.channels': 16,
+        'model.auxiliary_head.in_channels': 64,
+        'model.auxiliary_head.channels': 16,
+        'model.data_preprocessor.size': (64, 64),
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_dataloader.dataset.pipeline.2.scale': (256, 64),
+        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+        **{
+            f'{split}_dataloader.{name}': value
+            for split in ('val', 'test')
+            for name, value in {
+                'num_workers': 0,
+                'persistent_workers': False,
+                'dataset.pipeline.1.scale': (256, 64),
+            }.items()
+        },
+        **{
+            f'tta_pipeline.1.transforms.0.{i}.scale': (4 * short, short)
+            for i, short in enumerate(range(32, 128, 16))
+        },
+        'train_cfg.max_iters': 2,
+        'train_cfg.val_interval': 2,
+        'param_scheduler.1.end': 2,
+    }
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with images, masks of 0, 1 and 255, and the config."""
+    generator = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for i in range(NUM_IMAGES):
+            image = generator.integers(0, 255, (47, 75, 3), np.uint8)
+            mask = (image[..., 0] > 200).astype(np.uint8)
+            mask[0] = 255
+            data = tmp_path / 'data' / 'cracks'
+            mmcv.imwrite(image, str(data / 'images' / split / f'{i}.jpg'))
+            mmcv.imwrite(mask, str(data / 'masks' / split / f'{i}.png'))
+    (text,) = re.findall(
+        r"```python\n(_base_ = 'configs/.*?)```", README.read_text(), re.S
+    )
+    assert len(text.splitlines()) <= 20
+    (tmp_path / 'cracks.py').write_text(text.replace('configs/', f'{ROOT}/configs/', 1))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_config_trains_and_is_tested(folder: Path):
+    options = ['--work-dir', 'out', '--cfg-options', *SMALL]
+    output = run('train', 'cracks.py', '--auto-scale-lr', *options, cwd=folder)
+    assert '| background |' in output
+    assert '|   crack    |' in output
+    options = ['--tta', *options]
+    output = run(
+        'test', 'cracks.py', '--checkpoint', 'out/iter_2.pth', *options, cwd=folder
+    )
+    assert f'[{NUM_IMAGES}/{NUM_IMAGES}]' in output
+    assert 'mIoU: ' in output
+
+
+def labels_of(config: Config, folder: Path, **settings: bool) -> set[int]:
+    """Return the labels of an image, as they are evaluated."""
+    dataset = {**config.val_dataloader.dataset, **settings}
+    dataset['data_root'] = str(folder / dataset['data_root'])
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        (sample, *_) = DATASETS.build(dataset)
+    return set(sample['data_samples'].gt_sem_seg.data.unique().tolist())
+
+
+def test_label_0_is_a_class_where_it_is_not_reduced(folder: Path):
+    config = Config.fromfile(folder / 'cracks.py')
+    assert labels_of(config, folder) == {0, 1, 255}
+    assert labels_of(config, folder, reduce_zero_label=True) == {0, 255}
+
+
+def test_one_class_learns_nothing(folder: Path):
+    config = Config.fromfile(folder / 'cracks.py')
+    head = config.model.decode_head
+    head.update(in_channels=[16] * 4, channels=16, norm_cfg=dict(type='BN'))
+
+    def loss(num_classes: int, labels: torch.Tensor) -> float:
+        head.num_classes = num_classes
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            module = MODELS.build(head)
+        logits = torch.zeros(1, module.out_channels, *labels.shape[1:])
+        return module.loss_decode(logits, labels, ignore_index=255).item()
+
+    labels = torch.zeros(1, 8, 8, dtype=torch.long)
+    assert loss(1, labels) == 0
+    assert loss(2, labels) > 0
+    labels[0, 0, 0] = 1
+    with pytest.raises(IndexError):
+        loss(1, labels)
