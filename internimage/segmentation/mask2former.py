@@ -39,8 +39,8 @@ class InternImageMask2FormerHead(Mask2FormerHead):
         segmentation/mmseg_custom/models/segmentors/encoder_decoder_mask2former.py.
     """
 
-    # As all other heads of mmseg do it, after the fact: to the size of the window, of
-    # the padded image or of the image.
+    # mmseg's other heads resize what they predict: to the size of the window, or of the
+    # padded image. Its Mask2FormerHead is no subclass of theirs.
     predict_by_feat = BaseDecodeHead.predict_by_feat
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
@@ -99,10 +99,10 @@ class InternImageMask2FormerHead(Mask2FormerHead):
         batch_gt_instances: list[InstanceData],
         batch_img_metas: list[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        """Compute the losses of all layers, in single precision.
+        """Compute the losses of all layers, in single precision also under autocast.
 
-        Sums over thousands of points decide which query gets which mask; in half
-        precision they are off by more than the costs of similar queries differ.
+        They are sums over thousands of points; so are the costs, which decide what
+        query learns what mask.
 
         Args:
             all_cls_scores: As returned by :meth:`forward`.

@@ -220,51 +220,40 @@ def labelled(labels: Tensor) -> SegDataSample:
     return sample
 
 
-def uniform_outputs(head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return logits of two images; those of a mask are the same at all points."""
-    classes = torch.zeros(2, head.num_queries, head.num_classes + 1)
-    classes[:, 4, 7] = 3.0
-    masks = torch.full((2, head.num_queries, 6, 9), -1.0)
-    masks[:, 4] = 2.0
-    return classes, masks
+def golden_outputs() -> tuple[Tensor, Tensor, list[SegDataSample]]:
+    """Return logits of two layers for three images, and labels; the last has none."""
+    classes = 2 * golden_input('mask2former/classes', (2, 3, 20, 151))
+    masks = 4 * golden_input('mask2former/masks', (2, 3, 20, 12, 18))
+    labels = torch.arange(3 * 6 * 9).reshape(3, 6, 9) // 7 % 5
+    labels[labels == 3] = labels[2] = 255
+    labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return classes, masks, [labelled(image) for image in labels]
 
 
-def test_loss_is_the_published_one(mask2former: nn.Module, monkeypatch):
-    """By hand, of one image full of class 7 and one without any label.
-
-    The masks are uniform, so that it does not matter which points are drawn, but not
-    at the border: a point there is drawn to the zeros outside.
-    """
-    rand = torch.rand
-    monkeypatch.setattr(torch, 'rand', lambda *size, **kw: 0.25 + rand(*size, **kw) / 2)
+def test_losses_are_the_published_ones(mask2former: nn.Module, monkeypatch):
+    """The published methods drew the same points, from the same generator."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(
+        torch,
+        'rand',
+        lambda *size, device: torch.from_numpy(
+            rng.random(torch.empty(*size).shape, np.float32)
+        ),
+    )
     head = mask2former.decode_head
-    classes, masks = uniform_outputs(head)
-    full, empty = torch.full((24, 36), 7), torch.full((24, 36), 255)
-    targets = head._seg_data_to_instance_data([labelled(full), labelled(empty)])
-    losses = head.loss_by_feat([classes, classes], [masks, masks], *targets)
-
-    points = head.num_points
-    probability = torch.tensor(2.0).sigmoid()
-    dice = 1 - (2 * points * probability + 1) / (points * probability + points + 1)
-    target = torch.full((2 * head.num_queries,), 150)
-    target[4] = 7  # the query that comes closest; all others show nothing
-    weight = torch.tensor([1.0] * 150 + [0.1])
-    cross_entropy = F.cross_entropy(classes.flatten(0, 1), target, weight)
-    expected = {
-        'loss_cls': 2 * cross_entropy,
-        # Of one mask: the image without labels does not count.
-        'loss_mask': 5 * F.softplus(torch.tensor(-2.0)),
-        'loss_dice': 5 * dice,
-    }
-    expected |= {f'd0.{name}': value for name, value in expected.items()}
-    losses = {name: loss.squeeze() for name, loss in losses.items()}
-    # Sums over 12544 points in float32.
-    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=0)
+    classes, masks, samples = golden_outputs()
+    targets = head._seg_data_to_instance_data(samples)
+    losses = head.loss_by_feat(classes, masks, *targets)
+    losses = {name: loss.item() for name, loss in losses.items()}
+    names = GOLDEN['segmentor/mask2former/loss_names'].tolist()
+    values = GOLDEN['segmentor/mask2former/loss_values'].tolist()
+    # Both in float32, in the same order.
+    assert losses == pytest.approx(dict(zip(names, values, strict=True)), rel=1e-5)
 
 
 def test_loss_without_any_label_is_that_of_the_classes(mask2former: nn.Module):
     head = mask2former.decode_head
-    classes, masks = uniform_outputs(head)
+    classes, masks = torch.randn(2, 20, 151), torch.randn(2, 20, 6, 9)
     masks.requires_grad_()
     targets = head._seg_data_to_instance_data([labelled(torch.full((24, 36), 255))] * 2)
     losses = head.loss_by_feat([classes], [masks], *targets)
@@ -298,17 +287,6 @@ def test_loss_has_single_precision_under_autocast(mask2former: nn.Module):
     with torch.autocast('cpu', torch.bfloat16):
         actual = head.loss_by_feat([classes], [masks], *targets)
     assert actual == expected
-
-
-def test_matched_masks_are_counted(mask2former: nn.Module):
-    """One per mask, whatever the images; of mmdet's other results none changes."""
-    head = mask2former.decode_head
-    classes, masks = uniform_outputs(head)
-    images = [torch.tensor([[3, 3, 255], [9, 255, 1]]), torch.full((2, 3), 255)]
-    instances, metas = head._seg_data_to_instance_data(map(labelled, images))
-    targets = head.get_targets(list(classes), list(masks), instances, metas)
-    assert [len(mask) for mask in targets[2]] == [3, 0]
-    assert targets[4] == 3
 
 
 @pytest.mark.parametrize('name', OURS)
