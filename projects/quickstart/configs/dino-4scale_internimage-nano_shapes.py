@@ -75,4 +75,4 @@ model = dict(
     ),
     test_cfg=dict(max_per_img=60),
 )
-optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=1.0))
