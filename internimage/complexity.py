@@ -109,7 +109,7 @@ class _Pass(nn.Module):
         if hasattr(self.model, 'roi_head'):
             _run_two_stages(self.model, image)
         elif hasattr(self.model, 'encode_decode'):
-            # Of mmseg. Its mode='tensor' gives Mask2Former's head too few arguments.
+            # Of mmseg, whose mode='tensor' gives its Mask2FormerHead too few arguments.
             self.model.encode_decode(image, [sample.metainfo])
         else:
             self.model(image, [sample], mode='tensor')

@@ -25,11 +25,12 @@ LEFT_OUT = '(left out: before averaging)'
 JOINED = '(joined with its other pieces)'
 
 
-def convert(path: Path) -> tuple[dict[str, Tensor], str]:
+def convert(path: Path) -> tuple[dict[str, Tensor], dict, str]:
     """Read and convert a checkpoint.
 
     Returns:
-        The converted weights, and a table of what went where.
+        The converted weights, what the file says of them (``meta``: the names of the
+        classes, say), and a table of what went where.
 
     Raises:
         ValueError: The file holds no weights, or weights that are in none of our
@@ -52,7 +53,8 @@ def convert(path: Path) -> tuple[dict[str, Tensor], str]:
         (old, new_names.get(id(tensor), JOINED), tensor)
         for old, tensor in innermost(content).items()
     ]
-    return kept, format_table(rows)
+    meta = content.get('meta')
+    return kept, meta if isinstance(meta, dict) else {}, format_table(rows)
 
 
 def format_table(rows: Iterable[tuple[str, str, Tensor]]) -> str:
@@ -78,15 +80,15 @@ def part_of(name: str) -> str:
     return re.sub(r'\.\d+\..*|\.(weight|bias)$', '', name)
 
 
-def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write weights in the format that the suffix names."""
+def save(tensors: dict[str, Tensor], meta: dict, path: Path) -> None:
+    """Write weights in the format that the suffix names; .safetensors has no meta."""
     if path.suffix == '.safetensors':
         from safetensors.torch import save_file
 
         # The format knows no views, and no memory in common.
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
     else:
-        torch.save({'state_dict': tensors}, path)
+        torch.save({'state_dict': tensors, 'meta': meta}, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.target.exists():
         parser.error(f'OUT: {args.target} exists')
     try:
-        tensors, table = convert(args.source)
+        tensors, meta, table = convert(args.source)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         parser.error(str(error))
-    save(tensors, args.target)
+    save(tensors, meta, args.target)
     print(table)
     print(f'{args.target}: written')
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from mmengine.structures import PixelData
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -385,9 +385,10 @@ def test_converted_file_is_loaded(file, tmp_path: Path, capsys):
     tool = runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'))
     converted = tmp_path / 'converted.pth'
     tool['main']([str(path), str(converted)])
-    model = build(read_config(name))
-    load_checkpoint(model, str(converted), strict=True)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = mmseg_apis.init_model(read_config(name), str(converted), 'cpu')
     assert_loaded(model, name)
+    assert model.dataset_meta['classes'] == ['wall']
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     numel = sum(value.numel() for value in published(name).values())
     assert ['total', str(len(published(name))), f'{numel:,}'] in table

@@ -51,6 +51,8 @@ def test_formats(source: str, target: str, tool, tmp_path: Path, capsys):
     is_safe = target.suffix == '.safetensors'
     result = load_file(target) if is_safe else load_checkpoint_file(target)
     weights = result if is_safe else result['state_dict']
+    if not is_safe:  # mmseg's `init_model` wants it
+        assert result['meta'] == ({} if 'safe' in source.suffix else {'epoch': 12})
     expected = convert_published(detector())
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
