@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import cv2
-import numpy as np
+import picture_grid
 import scenes
+from data_set import FolderError
 from mmengine.config import Config
 
 CONFIG_FOLDER = Path(__file__).parent / 'configs'
@@ -21,9 +22,6 @@ CONFIGS = {
 }
 # Columns of the table, and the ends of their names in mmdet.
 METRICS = dict(AP='', AP50='_50', AP75='_75', APs='_s', APm='_m', APl='_l')
-GRID = (2, 3)  # rows and columns of the picture
-CELL_SIZE = (480, 640)  # (h, w) of one image in it
-MARGIN = 8  # between images
 MASK_ALPHA = 0.5  # 0: invisible, 1: hides what it covers
 SCORE_THR = 0.4  # of the predictions drawn; lower where the best ones are worse
 MAX_DRAWN = 10  # predictions in one image
@@ -79,10 +77,6 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
 param_scheduler[1].T_max = max_iters
 '''
-
-
-class FolderError(ValueError):
-    """A folder that is not in the COCO format, or not wholly."""
 
 
 def read_classes(root: Path, with_masks: bool) -> tuple[str, ...]:
@@ -162,10 +156,9 @@ def draw_predictions(config: Config, checkpoint: str, path: Path) -> int:
     data = json.loads((root / dataset.ann_file).read_text())
     with_objects = {annotation['image_id'] for annotation in data['annotations']}
     names = [i['file_name'] for i in data['images'] if i['id'] in with_objects]
-    rows, columns = GRID
     images = [
-        fit(cv2.imread(str(root / dataset.data_prefix.img / name)))
-        for name in names[: rows * columns]
+        picture_grid.fit(cv2.imread(str(root / dataset.data_prefix.img / name)))
+        for name in names[: picture_grid.NUM_CELLS]
     ]
     inferencer = DetInferencer(config, weights=checkpoint, show_progress=False)
     samples = inferencer(images, return_datasamples=True)['predictions']
@@ -173,29 +166,18 @@ def draw_predictions(config: Config, checkpoint: str, path: Path) -> int:
     scores = [float(score) for s in samples for score in s.pred_instances.scores]
     score_thr = min(SCORE_THR, max(scores, default=0.0) / 2)
 
-    picture = np.full((rows * CELL_SIZE[0], columns * CELL_SIZE[1], 3), 255, np.uint8)
+    drawn = []
     num_drawn = 0
-    for number, (image, sample) in enumerate(zip(images, samples, strict=True)):
+    for image, sample in zip(images, samples, strict=True):
         sure = sample.pred_instances.scores > score_thr
         sample.pred_instances = sample.pred_instances[sure][:MAX_DRAWN]  # best first
         num_drawn += len(sample.pred_instances)
         inferencer.visualizer.add_datasample(
             'prediction', image, sample, draw_gt=False, pred_score_thr=score_thr
         )
-        drawn = inferencer.visualizer.get_image()
-        row, column = divmod(number, columns)
-        y, x = row * CELL_SIZE[0], column * CELL_SIZE[1]
-        picture[y : y + drawn.shape[0], x : x + drawn.shape[1]] = drawn
-    cv2.imwrite(str(path), picture)
+        drawn.append(inferencer.visualizer.get_image())
+    picture_grid.write(path, drawn)
     return num_drawn
-
-
-def fit(image: np.ndarray) -> np.ndarray:
-    """Resize an image to the largest size that fits a cell of the picture."""
-    height, width = image.shape[:2]
-    scale = min((CELL_SIZE[0] - MARGIN) / height, (CELL_SIZE[1] - MARGIN) / width)
-    size = (int(width * scale), int(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
 
 
 def table(metrics: dict[str, float]) -> str:

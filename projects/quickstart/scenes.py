@@ -11,20 +11,17 @@ Usage: ``python scenes.py data/shapes --seed 0 --num-train 320 --num-val 48``
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
+import data_set
 import numpy as np
 from numpy.random import Generator
 from pycocotools import mask as coco_mask
-
-logger = logging.getLogger(__name__)
 
 # Ids have gaps, as in COCO, so that code which takes an id for an index fails here.
 CATEGORY_IDS = {'ellipse': 1, 'triangle': 2, 'rectangle': 4, 'star': 5, 'ring': 7}
@@ -163,13 +160,6 @@ def index_map(scene: Scene) -> np.ndarray:
     return index
 
 
-def label_map(scene: Scene) -> np.ndarray:
-    """Return the category id at each pixel's centre, ``(h, w)`` uint8; 0 is none."""
-    ids = [0, *(CATEGORY_IDS[shape.category] for shape in scene.shapes)]
-    center = OVERSAMPLING // 2
-    return np.uint8(ids)[index_map(scene)[center::OVERSAMPLING, center::OVERSAMPLING]]
-
-
 def _paint(texture: Texture, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return the RGB colours of a texture at points in pixels, ``(K, 3)``."""
     cos, sin = math.cos(texture.angle), math.sin(texture.angle)
@@ -198,6 +188,12 @@ def render(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     noise = np.random.default_rng(scene.noise_seed).normal(0, NOISE_SIGMA, image.shape)
     return np.clip(np.round(image + noise), 0, 255).astype(np.uint8), index
+
+
+def write_jpeg(path: Path, picture: np.ndarray) -> None:
+    """Write an RGB picture, ``(h, w, 3)`` uint8."""
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
 def _sample_texture(rng: Generator, *, is_background: bool = False) -> Texture:
@@ -456,8 +452,7 @@ def _write_split(root: Path, split: str, num_images: int, parameters: dict) -> N
         picture, index = render(scene)
         height, width = scene.size
         file_name = f'{image_id:06d}.jpg'
-        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(root / split / file_name), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        write_jpeg(root / split / file_name, picture)
         images.append(
             {
                 'id': image_id,
@@ -494,20 +489,9 @@ def _write_split(root: Path, split: str, num_images: int, parameters: dict) -> N
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('root', type=Path, help='folder to write the data set to')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--num-train', type=int, default=NUM_TRAIN, metavar='N')
-    parser.add_argument('--num-val', type=int, default=NUM_VAL, metavar='N')
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    try:
-        is_new = generate(
-            args.root, seed=args.seed, num_train=args.num_train, num_val=args.num_val
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    logger.info('%s: %s', args.root, 'written' if is_new else 'already complete')
+    data_set.generate_from_command_line(
+        __doc__.partition('\n')[0], generate, (NUM_TRAIN, NUM_VAL), argv
+    )
 
 
 if __name__ == '__main__':

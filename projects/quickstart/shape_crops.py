@@ -10,19 +10,14 @@ Usage: ``python shape_crops.py data/shape_crops --seed 0``
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
+import data_set
 import numpy as np
 import scenes
 from numpy.random import Generator
-
-logger = logging.getLogger(__name__)
 
 CLASSES = tuple(sorted(scenes.CATEGORY_IDS))  # as readers of class folders order them
 SIZE = (64, 72)  # (h, w) of an image, in pixels
@@ -108,8 +103,6 @@ def generate(
                 f'num_{split}: expected at least {len(CLASSES)} images, one of each '
                 f'class, got {number}'
             )
-    marker = root / MARKER
-    parameters = {'version': [VERSION, scenes.VERSION], 'seed': seed, **num_images}
     paths = {
         split: [
             root / split / CLASSES[number % len(CLASSES)] / f'{number + 1:06d}.jpg'
@@ -117,47 +110,27 @@ def generate(
         ]
         for split in scenes.SPLITS
     }
-    found = {split: set((root / split).rglob('*.*')) for split in scenes.SPLITS}
-    if marker.exists():
-        is_same = json.loads(marker.read_text()) == parameters
-        if is_same and all(found[split] == set(paths[split]) for split in paths):
-            return False
-    elif any(found.values()):
-        raise ValueError(
-            f'{root}: expected a folder written by this generator, with {MARKER}, '
-            'found another data set; choose another folder'
-        )
-    root.mkdir(parents=True, exist_ok=True)
-    # Written first with no content: an interrupted run is known for what it is.
-    marker.write_text('{}\n')
-    for split in scenes.SPLITS:
-        for path in found[split] - set(paths[split]):
-            path.unlink()
-        for number, path in enumerate(paths[split]):
-            rng = np.random.default_rng([seed, scenes.SPLITS.index(split), number])
-            picture, _ = scenes.render(sample_crop(path.parent.name, rng))
-            bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    marker.write_text(json.dumps(parameters) + '\n')
-    return True
+
+    def draw() -> None:
+        for split in scenes.SPLITS:
+            for number, path in enumerate(paths[split]):
+                rng = np.random.default_rng([seed, scenes.SPLITS.index(split), number])
+                picture, _ = scenes.render(sample_crop(path.parent.name, rng))
+                scenes.write_jpeg(path, picture)
+
+    return data_set.write_once(
+        root,
+        MARKER,
+        {'version': [VERSION, scenes.VERSION], 'seed': seed, **num_images},
+        [path for split in scenes.SPLITS for path in paths[split]],
+        draw,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('root', type=Path, help='folder to write the data set to')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--num-train', type=int, default=NUM_TRAIN, metavar='N')
-    parser.add_argument('--num-val', type=int, default=NUM_VAL, metavar='N')
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
-    try:
-        is_new = generate(
-            args.root, seed=args.seed, num_train=args.num_train, num_val=args.num_val
-        )
-    except ValueError as error:
-        parser.error(str(error))
-    logger.info('%s: %s', args.root, 'written' if is_new else 'already complete')
+    data_set.generate_from_command_line(
+        __doc__.partition('\n')[0], generate, (NUM_TRAIN, NUM_VAL), argv
+    )
 
 
 if __name__ == '__main__':

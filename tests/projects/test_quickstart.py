@@ -175,14 +175,6 @@ class TestMasks:
         behind, _ = scenes.annotate(sample, scenes.index_map(sample))
         assert len(behind['segmentation']) == 2
 
-    def test_label_map(self):
-        sample = scene(shape('ring', (30, 40), 25), shape('star', (10, 80), 9))
-        labels = scenes.label_map(sample)
-        assert labels.shape == sample.size
-        assert labels[30, 40] == 0
-        assert labels[30, 60] == scenes.CATEGORY_IDS['ring']
-        assert labels[10, 80] == scenes.CATEGORY_IDS['star']
-
     @pytest.mark.parametrize('category', scenes.CATEGORY_IDS)
     def test_full_area_is_what_is_drawn(self, category):
         item = shape(category, (30, 45), 20, aspect=0.7, angle=1.0)
