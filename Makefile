@@ -40,10 +40,11 @@ test: setup ## Run all tests; ARGS='-k dcnv3' chooses some
 test-gpu: setup ## Run the tests that need a CUDA device; without one they fail
 	@REQUIRE_CUDA=1 $(RUN)/python -m pytest -m gpu $(ARGS)
 
-demo: setup ## Train, test and infer on generated data; TASK=, MODEL=, DATA=<coco root> and ITERS=<n> change it
+demo: setup ## Train, test and infer on generated data; TASK=, MODEL=, DATA=<folder>, CLASSES='<names>' and ITERS=<n> change it
 	@$(RUN)/python projects/quickstart/demo.py $(if $(TASK),--task '$(TASK)') \
 	  $(if $(MODEL),--model '$(MODEL)') \
-	  $(if $(DATA),--data '$(DATA)') $(if $(ITERS),--iters '$(ITERS)') $(DEMO_ARGS)
+	  $(if $(DATA),--data '$(DATA)') $(if $(CLASSES),--classes $(CLASSES)) \
+	  $(if $(ITERS),--iters '$(ITERS)') $(DEMO_ARGS)
 
 clean: ## Delete what was built or cached, but not .venv and results
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

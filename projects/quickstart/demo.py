@@ -2,8 +2,9 @@
 """Train, test and try a small InternImage, from nothing to a picture.
 
 Without options it generates a data set of shapes and trains a Mask R-CNN on it;
-``--model`` names another detector. With ``--data`` it takes any COCO-format folder;
-with ``--task classification`` it trains a classifier on views of single shapes.
+``--model`` names another detector. With ``--data`` it takes any COCO-format folder.
+``--task classification`` trains a classifier on views of single shapes, ``--task
+segmentation`` a UperNet on the same scenes, or on any folder of images and masks.
 ``make demo`` runs this file.
 """
 
@@ -20,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import classification
+import data_set
 import detection
 import scenes
+import segmentation
 import shape_crops
+import shape_masks
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -70,16 +74,17 @@ def set_iterations(config: Config, iters: int) -> None:
     config.param_scheduler[1].T_max = iters
 
 
-def train_and_test(config: Config, say: Say) -> dict[str, float]:
+def train_and_test(config: Config, hooks: Sequence[Hook], say: Say) -> dict[str, float]:
     """Train, test once, and return the metrics of the test."""
     # Threads gain little on so small a model, and lose much on cores that are shared.
     torch.set_num_threads(1)
     runner = Runner.from_cfg(config)
-    runner.register_hook(Progress(say))
+    for hook in hooks:
+        runner.register_hook(hook)
     runner.train()
     dataset = config.test_dataloader.dataset
-    [prefix] = dataset.data_prefix.values()
-    say(f'test  on {dataset.data_root}{prefix}')
+    images, *_ = dataset.data_prefix.values()
+    say(f'test  on {dataset.data_root}{images}')
     return runner.test()
 
 
@@ -99,7 +104,9 @@ class Task:
         table: Formats the metrics of the test.
         work_dir: Where results of the first model go; of others, to a folder beside it.
         minutes: How long it all takes, unless told otherwise.
-        write_folder_config: Writes the config for a folder of one's own.
+        write_folder_config: Writes the config for a folder of one's own; may return
+            what there is to say about it.
+        hooks: What else happens in training and test.
     """
 
     configs: dict[str, Path]
@@ -108,7 +115,8 @@ class Task:
     table: Callable[[dict[str, float]], str]
     work_dir: Path
     minutes: str
-    write_folder_config: Callable[[str, Path, Path, int], None] | None = None
+    write_folder_config: Callable[..., str | None] | None = None
+    hooks: tuple[Callable[[], Hook], ...] = ()
 
 
 TASKS = {
@@ -129,6 +137,16 @@ TASKS = {
         Path('work_dirs/quickstart_classification'),
         '2 to 4',
     ),
+    'segmentation': Task(
+        {'upernet': segmentation.CONFIG},
+        shape_masks.generate,
+        segmentation.draw_predictions,
+        segmentation.table,
+        Path('work_dirs/quickstart_segmentation'),
+        '3 to 5',
+        segmentation.write_folder_config,
+        (segmentation.ClassIoU,),
+    ),
 }
 
 
@@ -136,15 +154,17 @@ def run(args: argparse.Namespace, say: Say) -> None:
     """Run all steps.
 
     Raises:
-        detection.FolderError: The folder named by ``--data`` is not as expected.
+        data_set.FolderError: The folder named by ``--data`` is not as expected.
     """
     work_dir: Path = args.work_dir
     task = TASKS[args.task]
     config_path = task.configs[args.model]
+    note = None
     if args.data:
         config_path = work_dir / config_path.name.replace('shapes', 'folder')
-        task.write_folder_config(
-            args.model, config_path, args.data, args.iters or FOLDER_ITERS
+        classes = {'classes': args.classes} if args.classes else {}
+        note = task.write_folder_config(
+            args.model, config_path, args.data, args.iters or FOLDER_ITERS, **classes
         )
 
     config = Config.fromfile(config_path)
@@ -158,6 +178,8 @@ def run(args: argparse.Namespace, say: Say) -> None:
 
     if args.data:
         say(f'data  {args.data}, with the config {config_path}')
+        if note:
+            say(f'      {note}')
     else:
         root = Path(config.data_root)
         is_new = task.generate(root, seed=args.seed)
@@ -167,7 +189,8 @@ def run(args: argparse.Namespace, say: Say) -> None:
         f'train {iters} iterations of {config.train_dataloader.batch_size} images, '
         f'{len(config.metainfo.classes)} classes'
     )
-    metrics = train_and_test(config, say)
+    hooks = [Progress(say), *(make_hook() for make_hook in task.hooks)]
+    metrics = train_and_test(config, hooks, say)
     checkpoint = work_dir / 'train' / f'iter_{iters}.pth'
     picture = work_dir / 'predictions.png'
     num_drawn = task.draw(config, str(checkpoint), picture)
@@ -206,8 +229,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--data',
         type=Path,
         metavar='FOLDER',
-        help='COCO-format folder: annotations/instances_{train,val}.json, train/, val/ '
+        help='for detection, in COCO format: annotations/instances_{train,val}.json, '
+        'train/, val/; for segmentation: images/{train,val}/, masks/{train,val}/ '
         '(default: generate shapes)',
+    )
+    parser.add_argument(
+        '--classes',
+        nargs='+',
+        metavar='NAME',
+        help='for segmentation with --data: names of the classes of index 0, 1, ... in '
+        'the masks (default: class0, class1, ...)',
     )
     parser.add_argument(
         '--iters',
@@ -234,7 +265,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             f'got {args.model}'
         )
     if args.data and not task.write_folder_config:
-        parser.error('--data: expected the task detection, which reads COCO folders')
+        parser.error(
+            '--data: expected the task detection or segmentation, '
+            f'got {args.task}, which has none'
+        )
+    if args.classes and not (args.data and args.task == 'segmentation'):
+        parser.error(
+            '--classes: expected the task segmentation with --data; other data sets '
+            'name their classes'
+        )
     if not args.work_dir:
         suffix = f'_{args.model}' if args.model in others else ''
         args.work_dir = task.work_dir.with_name(task.work_dir.name + suffix)
@@ -256,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         try:
             run(args, say)
-        except detection.FolderError as error:
+        except data_set.FolderError as error:
             complain(f'error: {error}')
             return 2
         except Exception as error:
