@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,6 +100,11 @@ def table(metrics: dict[str, float]) -> str:
     )
 
 
+def mask_of(image: Path, images: Path, masks: Path) -> Path:
+    """Return where the mask of an image is, given the folders of both."""
+    return masks / image.relative_to(images).with_suffix(MASK_SUFFIX)
+
+
 def find_pairs(root: Path) -> tuple[str, list[tuple[Path, Path]]]:
     """Find the images of a folder, and the mask of each.
 
@@ -134,8 +140,7 @@ def find_pairs(root: Path) -> tuple[str, list[tuple[Path, Path]]]:
                 f'found {files[0].name if files else "nothing"}'
             )
         for image in images:
-            relative = image.relative_to(folders['images'])
-            pairs.append((image, folders['masks'] / relative.with_suffix(MASK_SUFFIX)))
+            pairs.append((image, mask_of(image, **folders)))
     missing = [mask for _, mask in pairs if not mask.is_file()]
     if missing:
         raise data_set.FolderError(
@@ -262,22 +267,31 @@ def write_folder_config(
 def draw_predictions(config: Config, checkpoint: str, path: Path) -> int:
     """Load the checkpoint, predict on validation images, and write a picture.
 
+    The images are the first ones with more than one class.
+
     Returns:
         How many images were drawn.
     """
     from mmseg.apis import MMSegInferencer  # late, because it prints
 
     dataset = config.test_dataloader.dataset
-    folder = Path(dataset.data_root) / dataset.data_prefix.img_path
-    suffix = dataset.get('img_suffix', '.jpg')
-    files = sorted(folder.rglob(f'*{suffix}'))[: picture_grid.NUM_CELLS]
+    root, prefix = Path(dataset.data_root), dataset.data_prefix
+    images = root / prefix.img_path
+    files = sorted(images.rglob(f'*{dataset.get("img_suffix", ".jpg")}'))
+    with_objects = (
+        file
+        for file in files
+        if len(read_indices(file, mask_of(file, images, root / prefix.seg_map_path)))
+        > 1
+    )
+    shown = list(itertools.islice(with_objects, picture_grid.NUM_CELLS))
     inferencer = MMSegInferencer(config, weights=checkpoint, show_progress=False)
     visualizer = inferencer.visualizer
     # It would show the classes of Cityscapes.
     visualizer.set_dataset_meta(**inferencer.model.dataset_meta)
     visualizer.alpha = OPACITY
     drawn = []
-    for file in files:
+    for file in shown or files[: picture_grid.NUM_CELLS]:
         bgr = picture_grid.fit(cv2.imread(str(file)))
         sample = inferencer(bgr, return_datasamples=True)
         rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
