@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that make the published detectors small enough to train in seconds.
+"""Options that make the published models small enough to train in seconds.
 
 The settings of the configs stay, the sizes shrink. Lists are not replaced but reached
 into, as the command line does.
@@ -19,13 +19,16 @@ BACKBONE: Options = {
         'groups': [1, 2, 4, 8],
     },
 }
-DATA: Options = {
+LOADERS: Options = {
     'train_dataloader.batch_size': 2,
     **{
         f'{split}_dataloader.{name}': value
         for split in ('train', 'val', 'test')
         for name, value in {'num_workers': 0, 'persistent_workers': False}.items()
     },
+}
+DATA: Options = {
+    **LOADERS,
     'val_dataloader.dataset.pipeline.1.scale': (128, 96),
     'test_dataloader.dataset.pipeline.1.scale': (128, 96),
 }
@@ -70,6 +73,59 @@ LARGE_DINO: Options = {
     'tta_pipeline.1.transforms.0.0.scale': (128, 96),
     'tta_pipeline.1.transforms.0.1.scale': (128, 64),
     'tta_pipeline.1.transforms.0.2.scale': (160, 120),
+}
+
+SEGMENTOR: Options = {
+    **BACKBONE,
+    **LOADERS,
+    'model.decode_head.in_channels': [16, 32, 64, 128],
+    'model.data_preprocessor.size': (64, 64),
+    'train_dataloader.dataset.pipeline.2.scale': (256, 64),
+    'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
+    'val_dataloader.dataset.pipeline.1.scale': (256, 64),
+    'test_dataloader.dataset.pipeline.1.scale': (256, 64),
+    'tta_pipeline.1.transforms.0.0.scale': (128, 32),
+    'tta_pipeline.1.transforms.0.1.scale': (192, 48),
+    'tta_pipeline.1.transforms.0.2.scale': (256, 64),
+}
+UPERNET: Options = {
+    **SEGMENTOR,
+    'model.decode_head.channels': 16,
+    'model.auxiliary_head.in_channels': 64,
+    'model.auxiliary_head.channels': 16,
+}
+# Where there are more sizes of augmented views than the three of L.
+SIX_VIEWS: Options = {
+    f'tta_pipeline.1.transforms.0.{number}.scale': (4 * short, short)
+    for number, short in enumerate(range(32, 128, 16))
+}
+_WIDTH = 32
+_ATTENTION = {'embed_dims': _WIDTH, 'num_heads': 2}
+_FFN = {'embed_dims': _WIDTH, 'feedforward_channels': 2 * _WIDTH}
+MASK2FORMER: Options = {
+    **SEGMENTOR,
+    **{
+        f'tta_pipeline.1.transforms.0.{number}.scale': (4 * short, short)
+        for number, short in enumerate(range(32, 112, 16))
+    },
+    **{
+        f'model.decode_head.{name}': value
+        for name, value in {
+            'feat_channels': _WIDTH,
+            'out_channels': _WIDTH,
+            'num_queries': 10,
+            'positional_encoding.num_feats': _WIDTH // 2,
+            'pixel_decoder.positional_encoding.num_feats': _WIDTH // 2,
+            'pixel_decoder.encoder.num_layers': 1,
+            'pixel_decoder.encoder.layer_cfg.self_attn_cfg': _ATTENTION,
+            'pixel_decoder.encoder.layer_cfg.ffn_cfg': _FFN,
+            'transformer_decoder.num_layers': 2,
+            'transformer_decoder.layer_cfg.self_attn_cfg': _ATTENTION,
+            'transformer_decoder.layer_cfg.cross_attn_cfg': _ATTENTION,
+            'transformer_decoder.layer_cfg.ffn_cfg': _FFN,
+            'train_cfg.num_points': 256,
+        }.items()
+    },
 }
 
 

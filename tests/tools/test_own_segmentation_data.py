@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-from tests.tools.small_models import BACKBONE, as_arguments
+from tests.tools.small_models import SIX_VIEWS, UPERNET, as_arguments
 from tests.tools.test_train_test import ROOT, run
 
 pytest.importorskip('mmseg')
@@ -25,29 +25,8 @@ README = ROOT / 'configs' / 'segmentation' / 'README.md'
 NUM_IMAGES = 2
 SMALL = as_arguments(
     {
-        **BACKBONE,
-        'model.decode_head.in_channels': [16, 32, 64, 128],
-        'model.decode_head.channels': 16,
-        'model.auxiliary_head.in_channels': 64,
-        'model.auxiliary_head.channels': 16,
-        'model.data_preprocessor.size': (64, 64),
-        'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False,
-        'train_dataloader.dataset.pipeline.2.scale': (256, 64),
-        'train_dataloader.dataset.pipeline.3.crop_size': (64, 64),
-        **{
-            f'{split}_dataloader.{name}': value
-            for split in ('val', 'test')
-            for name, value in {
-                'num_workers': 0,
-                'persistent_workers': False,
-                'dataset.pipeline.1.scale': (256, 64),
-            }.items()
-        },
-        **{
-            f'tta_pipeline.1.transforms.0.{i}.scale': (4 * short, short)
-            for i, short in enumerate(range(32, 128, 16))
-        },
+        **UPERNET,
+        **SIX_VIEWS,
         'train_cfg.max_iters': 2,
         'train_cfg.val_interval': 2,
         'param_scheduler.1.end': 2,
