@@ -52,7 +52,9 @@ class BuildPyWithMim(build_py):
                     ROOT / name,
                     target / name,
                     dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns('__pycache__', 'bootstrap.py'),
+                    ignore=shutil.ignore_patterns(
+                        '__pycache__', 'bootstrap.py', 'benchmarks'
+                    ),
                 )
             shutil.copy2(ROOT / 'model-index.yml', target)
 
@@ -146,7 +148,7 @@ def extensions() -> tuple[list, dict]:
         library(
             cpp_extension.CppExtension,
             '_cpu',
-            ['bindings.cpp', 'cpu/dcnv3_cpu.cpp', *kernels],
+            ['bindings.cpp', 'cpu/branch_cpu.cpp', 'cpu/dcnv3_cpu.cpp', *kernels],
             extra_compile_args={'cxx': cxx},
         )
     ]

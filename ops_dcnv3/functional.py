@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public function: checks its arguments, then calls the fastest backend."""
 
-import torch
 from torch import Tensor
 
 from . import library, registration
-from .geometry import IntOrPair, check_tensors, make_geometry
-from .reference import sample_and_sum
+from .geometry import Geometry, IntOrPair, check_tensors, make_geometry
+from .reference import sample_and_sum, softmax_of
 
 
 def dcnv3(
@@ -71,10 +70,65 @@ def dcnv3(
     geometry = make_geometry(
         kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
     )
+    return apply(input, offset, mask, geometry)
+
+
+def dcnv3_softmax(
+    input: Tensor,
+    offset: Tensor,
+    logits: Tensor,
+    *,
+    kernel_size: IntOrPair = 3,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 1,
+    dilation: IntOrPair = 1,
+    groups: int,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> Tensor:
+    """Compute :func:`dcnv3` with the softmax of ``logits`` for a mask, in one pass.
+
+    Args:
+        input: As for :func:`dcnv3`.
+        offset: As for :func:`dcnv3`.
+        logits: ``(N, Ho, Wo, G*P)``, dtype of ``offset``. The softmax runs over the
+            ``P`` points of a group, in at least float32. Points outside the image
+            have their share in it.
+        kernel_size: As for :func:`dcnv3`.
+        stride: As for :func:`dcnv3`.
+        padding: As for :func:`dcnv3`.
+        dilation: As for :func:`dcnv3`.
+        groups: As for :func:`dcnv3`.
+        offset_scale: As for :func:`dcnv3`.
+        remove_center: As for :func:`dcnv3`.
+
+    Returns:
+        As :func:`dcnv3`.
+
+    Raises:
+        TypeError: As :func:`dcnv3`.
+        ValueError: As :func:`dcnv3`, which calls ``logits`` ``mask``.
+    """
+    geometry = make_geometry(
+        kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
+    )
+    return apply(input, offset, logits, geometry, softmax=True)
+
+
+def apply(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    geometry: Geometry,
+    softmax: bool = False,
+) -> Tensor:
+    """Check the tensors and run the fastest backend."""
     if all(isinstance(t, Tensor) for t in (input, offset, mask)):
         input, offset, mask = registration.cast_for_autocast(input, offset, mask)
     check_tensors(input, offset, mask, geometry)
-    if not library.has_kernels_for(input.device.type):
-        library.warn_slow(input.device.type)
-        return sample_and_sum(input, offset, mask, geometry)
-    return torch.ops.ops_dcnv3.dcnv3_forward(input, offset, mask, *geometry)
+    if library.has_kernels_for(input.device.type):
+        return registration.run(input, offset, mask, *geometry, softmax)
+    library.warn_slow(input.device.type)
+    if softmax:
+        mask = softmax_of(mask, geometry)
+    return sample_and_sum(input, offset, mask, geometry)

@@ -2,14 +2,16 @@
 """The DCNv3 layer: projections, predicted offsets and masks, centre scale."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .functional import dcnv3
+from . import library
+from .functional import apply
 from .geometry import Geometry, IntOrPair, make_geometry, to_pair
-from .layers import build_act_layer, build_norm_layer
+from .layers import Linear, build_act_layer, build_norm_layer, is_plain_inference
 from .registration import autocast_dtype
 
 
@@ -99,11 +101,19 @@ class DCNv3(nn.Module):
             build_norm_layer(channels, norm_layer, 'channels_first', 'channels_last'),
             build_act_layer(act_layer),
         )
+        self._is_branch_fused = (
+            library.has_kernels_for('cpu')
+            and geometry.stride == (1, 1)
+            and self.dw_conv[0].padding == (dw_kernel[0] // 2, dw_kernel[1] // 2)
+            and dw_kernel[0] % 2 == dw_kernel[1] % 2 == 1
+            and norm_layer == 'LN'
+            and act_layer == 'GELU'
+        )
         num_points = geometry.num_points
-        self.offset = nn.Linear(channels, groups * num_points * 2)
-        self.mask = nn.Linear(channels, groups * num_points)
-        self.input_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.offset = Linear(channels, groups * num_points * 2)
+        self.mask = Linear(channels, groups * num_points)
+        self.input_proj = Linear(channels, channels)
+        self.output_proj = Linear(channels, channels)
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(
                 torch.empty(groups, channels)
@@ -125,18 +135,24 @@ class DCNv3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
-        geometry = self.geometry
         projected = self.input_proj(x)
-        branch = self.dw_conv(x.permute(0, 3, 1, 2))
+        branch = self._look_at(x)
         offset = self._predict_offset(branch)
-        # Softmax in the dtype of the offsets: autocast alone would return float32
-        # beside half-precision offsets, and cost the operator a copy of both.
-        mask = self.mask(branch).unflatten(-1, (geometry.groups, geometry.num_points))
-        mask = F.softmax(mask, dim=-1, dtype=offset.dtype).flatten(-2)
-        out = dcnv3(projected, offset, mask, **geometry._asdict())
+        logits = self.mask(branch).to(offset.dtype)
+        out = apply(projected, offset, logits, self.geometry, softmax=True)
         if self.center_feature_scale:
             out = self._mix_in_center(out, projected, branch)
         return self.output_proj(out)
+
+    def _look_at(self, x: Tensor) -> Tensor:
+        """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
+        if self._is_branch_fused and is_plain_inference(x):
+            conv: Any = self.dw_conv[0]
+            norm: Any = self.dw_conv.get_submodule('1.1')  # 1.0 changes the layout
+            return torch.ops.ops_dcnv3.branch_forward(
+                x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
+            )
+        return self.dw_conv(x.permute(0, 3, 1, 2))
 
     def _predict_offset(self, branch: Tensor) -> Tensor:
         """Predict offsets, in float32 where the layer runs in bfloat16.

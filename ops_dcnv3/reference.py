@@ -72,6 +72,13 @@ def sample_and_sum(
     return output.reshape(n, out_h, out_w, c).to(input.dtype)
 
 
+def softmax_of(logits: Tensor, geometry: Geometry) -> Tensor:
+    """Normalise ``(N, Ho, Wo, G*P)`` over the points of each group."""
+    acc = torch.promote_types(logits.dtype, torch.float32)
+    by_group = logits.unflatten(-1, (geometry.groups, geometry.num_points))
+    return by_group.softmax(-1, dtype=acc).flatten(-2).to(logits.dtype)
+
+
 def _locations(
     geometry: Geometry, axis: int, out_size: int, tap: int, like: Tensor
 ) -> Tensor:

@@ -5,7 +5,7 @@ Shapes without data (fake kernels), gradients, autocast. The schemas are in
 ``csrc/bindings.cpp``.
 """
 
-import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,13 +15,18 @@ from .geometry import Geometry, check_tensors, make_geometry
 
 _FORWARD = 'ops_dcnv3::dcnv3_forward'
 _BACKWARD = 'ops_dcnv3::dcnv3_backward'
+#: Of CUDA alone, so not there without its kernels.
+_DETERMINISTIC = 'ops_dcnv3::dcnv3_backward_deterministic'
 _HALF_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def register() -> None:
-    """Register everything; call once, after the CPU library is loaded."""
+    """Register everything; call once, after the libraries are loaded."""
     torch.library.register_fake(_FORWARD, _fake_forward)
     torch.library.register_fake(_BACKWARD, _fake_backward)
+    if hasattr(torch.ops.ops_dcnv3, 'dcnv3_backward_deterministic'):
+        torch.library.register_fake(_DETERMINISTIC, _fake_backward)
+        torch.library.register_autograd(_DETERMINISTIC, _double_backward)
     torch.library.register_autograd(
         _FORWARD, _autograd_backward, setup_context=_setup_context
     )
@@ -34,7 +39,9 @@ def register() -> None:
 
 
 def _to_geometry(args: tuple[Any, ...]) -> Geometry:
-    kernel_size, stride, padding, dilation, groups, offset_scale, remove_center = args
+    kernel_size, stride, padding, dilation, groups, offset_scale, remove_center = args[
+        :7
+    ]
     return make_geometry(
         tuple(kernel_size),
         tuple(stride),
@@ -70,26 +77,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    if grad_output.is_cuda:
-        _alert_not_deterministic()
-    grads = torch.ops.ops_dcnv3.dcnv3_backward(
-        grad_output, *ctx.saved_tensors, *ctx.settings
-    )
+    ops = torch.ops.ops_dcnv3
+    backward = ops.dcnv3_backward
+    # Atomic sums come in any order; the CPU's are always in the same.
+    if grad_output.is_cuda and torch.are_deterministic_algorithms_enabled():
+        backward = ops.dcnv3_backward_deterministic
+    # Without a second derivative to come, past PyTorch's general wrapper.
+    skip = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    with torch._C._AutoDispatchBelowAutograd() if skip else nullcontext():
+        grads = backward(grad_output, *ctx.saved_tensors, *ctx.settings)
     return (*grads, *(None for _ in ctx.settings))
-
-
-def _alert_not_deterministic() -> None:
-    """Do as PyTorch's own atomic kernels when determinism is asked for."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    message = (
-        'dcnv3_backward on CUDA sums with atomics and has no deterministic '
-        'implementation, but torch.use_deterministic_algorithms(True) is set. Use '
-        'warn_only=True, or ops_dcnv3.dcnv3_reference'
-    )
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(message)
-    warnings.warn(message, stacklevel=2)
 
 
 def _double_backward(ctx: Any, *grads: Tensor) -> None:
@@ -97,6 +94,39 @@ def _double_backward(ctx: Any, *grads: Tensor) -> None:
         'dcnv3 is differentiable once: its compiled backward has no gradient. Use '
         'ops_dcnv3.dcnv3_reference where second derivatives are needed'
     )
+
+
+class _Function(torch.autograd.Function):
+    """The same gradient for eager code, without PyTorch's general wrapper of it.
+
+    That costs as much time as a small map takes on a CPU.
+    """
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_autograd_backward)
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return _run_below_autograd(*args)
+
+
+def _run_below_autograd(*args: Any) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.ops_dcnv3.dcnv3_forward.default(*args)
+
+
+def run(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:
+    """Call the operator, by the shortest way that there is."""
+    args = (input, offset, mask, *settings)
+    tensors = args[:3]
+    if torch.compiler.is_compiling() or any(
+        type(t) not in (Tensor, torch.nn.Parameter) for t in tensors
+    ):
+        return torch.ops.ops_dcnv3.dcnv3_forward(*args)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Function.apply(*args)
+    return _run_below_autograd(*args)
 
 
 # -- Autocast ------------------------------------------------------------------------

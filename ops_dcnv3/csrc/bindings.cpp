@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The schemas of the operators, in one place. Kernels are registered beside
-// their code; fake kernels, gradients and autocast in ../registration.py.
+// The schemas of the operators, but for one of CUDA alone. Kernels are
+// registered beside their code; fake kernels, gradients and autocast in
+// ../registration.py.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/version.h>
 
@@ -13,12 +14,15 @@ STABLE_TORCH_LIBRARY(ops_dcnv3, m) {
       "dcnv3_forward(Tensor input, Tensor offset, Tensor mask, int[] "
       "kernel_size, "
       "int[] stride, int[] padding, int[] dilation, int groups, "
-      "float offset_scale, bool remove_center) -> Tensor");
+      "float offset_scale, bool remove_center, bool softmax=False) -> Tensor");
   m.def(
       "dcnv3_backward(Tensor grad_output, Tensor input, Tensor offset, "
       "Tensor mask, int[] kernel_size, int[] stride, int[] padding, "
-      "int[] dilation, int groups, float offset_scale, bool remove_center) "
-      "-> (Tensor, Tensor, Tensor)");
+      "int[] dilation, int groups, float offset_scale, bool remove_center, "
+      "bool softmax=False) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "branch_forward(Tensor input, Tensor weight, Tensor bias, Tensor "
+      "norm_weight, Tensor norm_bias, float eps) -> Tensor");
   m.def("built_with_torch() -> str");
   m.def("cpu_capability() -> str");
   m.def("cuda_archs() -> str");

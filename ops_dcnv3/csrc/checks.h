@@ -32,6 +32,7 @@ struct Settings {
   int64_t groups;
   double offset_scale;
   bool remove_center;
+  bool softmax;
 };
 
 inline std::string shape_text(const Tensor& tensor) {
@@ -123,6 +124,7 @@ inline Geometry make_geometry(
   g.dilation_w = settings.dilation[1];
   g.offset_scale = settings.offset_scale;
   g.remove_center = settings.remove_center;
+  g.softmax = settings.softmax;
   const auto out_size = [](int64_t size,
                            int64_t kernel,
                            int64_t stride,

@@ -42,6 +42,9 @@ struct Geometry {
   int64_t dilation_w;
   double offset_scale;
   bool remove_center;
+  // Whether `mask` holds logits, which a softmax over a group's points turns
+  // into weights.
+  bool softmax;
 
   DCNV3_HOST_DEVICE int32_t points() const {
     return kernel_h * kernel_w - (remove_center ? 1 : 0);

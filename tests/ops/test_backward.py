@@ -151,13 +151,22 @@ def test_compiled_is_not_differentiable_twice(device):
         grad.sum().backward()
 
 
-@pytest.mark.gpu
-def test_determinism_is_refused_not_ignored():
-    case = Case('deterministic')
-    tensors = case.tensors(torch.float32, 'cuda')
+@pytest.mark.parametrize('dtype', list(BACKWARD), ids=lambda d: str(d)[6:])
+def test_deterministic(dtype, device):
+    """Asked for, two runs give the same bits, and the right ones."""
+    case = Case('deterministic', size=(37, 41), group_channels=16, spread=0.5)
+    tensors = case.tensors(dtype, device)
+    grad_output = torch.randn(dcnv3(*tensors, **case.kwargs).shape).to(dtype)
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(RuntimeError, match='dcnv3_backward on CUDA'):
-            gradients(dcnv3, tensors, case.kwargs)
+        first, second = (
+            gradients(dcnv3, tensors, case.kwargs, grad_output) for _ in range(2)
+        )
     finally:
         torch.use_deterministic_algorithms(False)
+    exact = gradients(
+        dcnv3_reference, [x.double() for x in tensors], case.kwargs, grad_output
+    )
+    for grad, again, expected in zip(first, second, exact, strict=True):
+        assert torch.equal(grad, again)
+        assert relative_error(grad, expected) < BACKWARD[dtype]

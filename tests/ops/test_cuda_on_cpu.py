@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code of the CUDA kernels, run on the CPU lane by lane.
+"""The code of the CUDA kernels, run on the CPU thread by thread.
 
 Most machines that test this project have no GPU. The launchers and the hardware are
-not covered here (tests with ``device=cuda`` do that), the arithmetic and the indexing
-are: inputs lie between walls of NaN, outputs between walls that must stay as they are.
+not covered here (tests with ``device=cuda`` do that), the choice of a kernel, the
+arithmetic and the indexing are: inputs lie between walls of NaN, outputs between walls
+that must stay as they are.
 """
 
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
+from ctypes import c_bool, c_char, c_double, c_int32, c_int64, c_void_p
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from ops_dcnv3 import dcnv3, dcnv3_reference
+from ops_dcnv3 import dcnv3_reference
 from ops_dcnv3.geometry import make_geometry
 from tests.ops.cases import CASE_IDS, CASES, Case
 from tests.tolerances import BACKWARD, FORWARD, relative_error
@@ -23,6 +27,9 @@ from tests.tolerances import BACKWARD, FORWARD, relative_error
 HERE = Path(__file__).parent / 'cuda_on_cpu'
 CUDA = Path(__file__).parents[2] / 'ops_dcnv3' / 'csrc' / 'cuda'
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+HALF = pytest.mark.parametrize('dtype', DTYPES[2:], ids=lambda d: str(d)[6:])
+EVERY_DTYPE = pytest.mark.parametrize('dtype', DTYPES, ids=lambda d: str(d)[6:])
+SOFTMAX = pytest.mark.parametrize('softmax', [False, True])
 WALL = 64
 COMPILER = os.environ.get('CXX', 'c++').split()[0]
 
@@ -31,20 +38,50 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+class Geometry(ctypes.Structure):
+    """dcnv3::Geometry."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ('batch', 'height', 'width')),
+        *((name, c_int64) for name in ('out_height', 'out_width')),
+        *((name, c_int64) for name in ('groups', 'group_channels')),
+        *((name, c_int32) for name in ('kernel_h', 'kernel_w')),
+        *((name, c_int64) for name in ('stride_h', 'stride_w')),
+        *((name, c_int64) for name in ('pad_h', 'pad_w')),
+        *((name, c_int64) for name in ('dilation_h', 'dilation_w')),
+        ('offset_scale', c_double),
+        *((name, c_bool) for name in ('remove_center', 'softmax')),
+    ]
+
+
+class Call(ctypes.Structure):
+    """Call of harness.cpp."""
+
+    _fields_ = [
+        ('geometry', Geometry),
+        *((name, c_void_p) for name in ('input', 'offset', 'mask', 'grad_output')),
+        ('results', c_void_p * 3),
+        *((name, c_int32) for name in ('scalar', 'point')),
+        *((name, c_bool) for name in ('any_taps', 'narrow')),
+        *((name, c_bool) for name in ('deterministic', 'reversed')),
+        *((('kernel'), c_char * 64), ('error', c_char * 256)),
+    ]
+
+
 @pytest.fixture(scope='module')
-def run_on_cpu(tmp_path_factory):
-    library = tmp_path_factory.mktemp('cuda_on_cpu') / 'harness.so'
+def library(tmp_path_factory):
+    path = tmp_path_factory.mktemp('cuda_on_cpu') / 'harness.so'
     subprocess.run(
         [
             COMPILER,
             *('-O1', '-std=c++17', '-shared', '-fPIC', '-Wall', '-Werror'),
             '-Wno-unknown-pragmas',
             *(f'-I{CUDA}', f'-isystem{Path(torch.__file__).parent / "include"}'),
-            *(str(HERE / 'harness.cpp'), '-o', str(library)),
+            *(str(HERE / 'harness.cpp'), '-o', str(path)),
         ],
         check=True,
     )
-    return ctypes.CDLL(str(library)).run_on_cpu
+    return ctypes.CDLL(str(path))
 
 
 def walled(tensor=None, *, shape=None, dtype=None, fill=float('nan')):
@@ -58,109 +95,357 @@ def walled(tensor=None, *, shape=None, dtype=None, fill=float('nan')):
     return inner, storage
 
 
-def call(run_on_cpu, tensors, kwargs, width, grad_output=None):
-    """Run the forward kernel, or with ``grad_output`` the backward kernel."""
+def make_call(tensors, kwargs, softmax=False, **flags):
+    """Return a Call with everything but the results."""
     settings = dict(kernel_size=3, stride=1, padding=1, dilation=1)
     settings |= dict(offset_scale=1.0, remove_center=False) | kwargs
     geometry = make_geometry(**settings)
-    input, offset, mask = tensors
+    input, offset = tensors[:2]
     n, h, w, channels = input.shape
-    out_h, out_w = geometry.output_size(h, w)
-    sizes = [n, h, w, out_h, out_w, geometry.groups, channels // geometry.groups]
+    sizes = [n, h, w, *geometry.output_size(h, w)]
+    sizes += [geometry.groups, channels // geometry.groups]
     for values in geometry[:4]:
         sizes.extend(values)
-    acc = torch.promote_types(input.dtype, torch.float32)
-    if grad_output is None:
-        wanted = [(torch.Size((n, out_h, out_w, channels)), input.dtype, float('nan'))]
-    else:
-        # Sums start at zero; what is written once must overwrite NaN.
-        wanted = [(input.shape, acc, 0.0)]
-        wanted += [(x.shape, x.dtype, float('nan')) for x in (offset, mask)]
-    results = [walled(shape=s, dtype=d, fill=f) for s, d, f in wanted]
-    sources = [
-        walled(x) for x in (*tensors, *([] if grad_output is None else [grad_output]))
-    ]
-    error = ctypes.create_string_buffer(256)
-    pointers = [x.data_ptr() for x, _ in sources] + [None] * (4 - len(sources))
-    status = run_on_cpu(
-        (ctypes.c_int64 * len(sizes))(*sizes),
-        ctypes.c_double(geometry.offset_scale),
-        int(geometry.remove_center),
-        DTYPES.index(input.dtype),
-        DTYPES.index(offset.dtype),
-        width,
-        (ctypes.c_void_p * 4)(*pointers),
-        (ctypes.c_void_p * 3)(*[x.data_ptr() for x, _ in results]),
-        error,
+    call = Call(**flags)
+    call.geometry = Geometry(
+        *sizes, geometry.offset_scale, geometry.remove_center, softmax
     )
-    assert status == 0, error.value.decode()
+    call.input, call.offset, call.mask = (x.data_ptr() for x in tensors[:3])
+    call.scalar = DTYPES.index(input.dtype)
+    call.point = DTYPES.index(offset.dtype)
+    return call
+
+
+def run(library, tensors, kwargs, grad_output=None, kernel=None, **flags):
+    """Run the forward kernel, or with ``grad_output`` the backward kernels."""
+    backward = grad_output is not None
+    sources = [walled(x)[0] for x in (*tensors, *([grad_output] if backward else []))]
+    call = make_call(sources, kwargs, **flags)
+    g = call.geometry
+    input, offset, mask = tensors
+    if backward:
+        call.grad_output = sources[3].data_ptr()
+        acc = torch.promote_types(input.dtype, torch.float32)
+        # Sums start at zero; what is written once must overwrite NaN.
+        once = flags.get('deterministic', False)
+        wanted = [(input.shape, input.dtype, float('nan'))]
+        wanted = wanted if once else [(input.shape, acc, 0.0)]
+        wanted += [(x.shape, x.dtype, float('nan')) for x in (offset, mask)]
+    else:
+        shape = torch.Size((g.batch, g.out_height, g.out_width, input.shape[3]))
+        wanted = [(shape, input.dtype, float('nan'))]
+    results = [walled(shape=s, dtype=d, fill=f) for s, d, f in wanted]
+    for i, (inner, _) in enumerate(results):
+        call.results[i] = inner.data_ptr()
+    status = library.run_on_cpu(ctypes.byref(call))
+    assert status == 0, call.error.decode()
+    assert kernel in (None, call.kernel.decode())
     for inner, storage in results:
         walls = storage[:WALL], storage[WALL + inner.numel() :]
         assert all(wall.isnan().all() for wall in walls)
     return [inner for inner, _ in results]
 
 
-def team_size(group_channels):
-    """The launcher's choice: a power of two, up to a warp."""
-    return min(32, 1 << (group_channels - 1).bit_length())
+def exact(tensors, kwargs, softmax=False, grad_output=None):
+    """What the reference says in float64: the output, or the gradients."""
+    leaves = [x.detach().double().requires_grad_() for x in tensors]
+    input, offset, mask = leaves
+    if softmax:
+        split = mask.unflatten(-1, (kwargs['groups'], -1))
+        mask = split.softmax(-1).flatten(-2)
+    output = dcnv3_reference(input, offset, mask, **kwargs)
+    if grad_output is None:
+        return output
+    output.backward(grad_output.double())
+    return [x.grad for x in leaves]
 
 
+def check_forward(library, tensors, kwargs, **flags):
+    (output,) = run(library, tensors, kwargs, **flags)
+    expected = exact(tensors, kwargs, flags.get('softmax', False))
+    assert relative_error(output, expected) < FORWARD[output.dtype]
+
+
+def check_backward(library, tensors, kwargs, **flags):
+    softmax = flags.get('softmax', False)
+    shape = exact(tensors, kwargs, softmax).shape
+    grad_output = torch.randn(shape).to(tensors[0].dtype)
+    expected = exact(tensors, kwargs, softmax, grad_output)
+    grads = run(library, tensors, kwargs, grad_output, **flags)
+    for grad, wanted in zip(grads, expected, strict=True):
+        assert relative_error(grad, wanted) < BACKWARD[grad.dtype]
+
+
+@SOFTMAX
 @pytest.mark.parametrize('case', CASES, ids=CASE_IDS)
-def test_forward(case, run_on_cpu):
+def test_forward(case, softmax, library):
+    for dtype in DTYPES:
+        check_forward(library, case.tensors(dtype), case.kwargs, softmax=softmax)
+
+
+@SOFTMAX
+@pytest.mark.parametrize('case', CASES, ids=CASE_IDS)
+def test_backward(case, softmax, library):
     for dtype in DTYPES:
         tensors = case.tensors(dtype)
-        (output,) = call(run_on_cpu, tensors, case.kwargs, width=1)
-        expected = dcnv3(*tensors, **case.kwargs)
-        assert relative_error(output, expected) < FORWARD[dtype], dtype
-
-
-@pytest.mark.parametrize('dtype', DTYPES, ids=lambda d: str(d)[6:])
-def test_forward_with_wide_loads(dtype, run_on_cpu):
-    case = Case('wide', groups=2, group_channels=24, settings=dict(kernel_size=(3, 5)))
-    tensors = case.tensors(dtype)
-    (output,) = call(run_on_cpu, tensors, case.kwargs, width=16 // dtype.itemsize)
-    assert relative_error(output, dcnv3(*tensors, **case.kwargs)) < FORWARD[dtype]
+        check_backward(library, tensors, case.kwargs, softmax=softmax)
 
 
 @pytest.mark.parametrize('case', CASES, ids=CASE_IDS)
-def test_backward(case, run_on_cpu):
-    for dtype in DTYPES:
-        check_backward(case, case.tensors(dtype), run_on_cpu, case.group_channels)
+def test_deterministic(case, library):
+    """Without atomics the order of threads and of blocks is no matter."""
+    for dtype, softmax in zip(DTYPES, (False, True, True, False), strict=True):
+        tensors = case.tensors(dtype)
+        flags = dict(deterministic=True, softmax=softmax)
+        check_backward(library, tensors, case.kwargs, **flags)
+        grad_output = torch.randn(exact(tensors, case.kwargs).shape).to(dtype)
+        results = [
+            run(library, tensors, case.kwargs, grad_output, reversed=order, **flags)
+            for order in (False, True)
+        ]
+        for first, second in zip(*results, strict=True):
+            assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_features_with_float_offsets(dtype, run_on_cpu):
+def test_deterministic_over_many_tiles(library):
+    """Tiles that overhang the image, and more channels than a tile has."""
+    settings = dict(stride=(2, 1), offset_scale=3.0)
+    case = Case('tiles', size=(19, 35), batch=1, groups=1, group_channels=37)
+    case.settings = settings
+    for dtype in (torch.float64, torch.float16):
+        check_backward(library, case.tensors(dtype), case.kwargs, deterministic=True)
+
+
+def test_order_of_threads_does_not_matter(library):
+    """No barrier is missing: outside of atomics no thread waits for luck."""
+    for kernel, softmax in itertools.product((3, 5, (3, 5)), (False, True)):
+        settings = dict(kernel_size=kernel, padding=2)
+        case = Case('order', size=(5, 6), group_channels=24, settings=settings)
+        tensors = case.tensors(torch.float32)
+        (output,) = run(library, tensors, case.kwargs, softmax=softmax)
+        outputs = [output]
+        flags = dict(softmax=softmax, reversed=True)
+        outputs += run(library, tensors, case.kwargs, **flags)
+        assert torch.equal(*outputs)
+        grad_output = torch.randn(output.shape)
+        results = [
+            run(
+                library,
+                tensors,
+                case.kwargs,
+                grad_output,
+                softmax=softmax,
+                reversed=order,
+            )[1:]
+            for order in (False, True)
+        ]
+        for first, second in zip(*results, strict=True):
+            assert torch.equal(first, second)
+
+
+@SOFTMAX
+@EVERY_DTYPE
+@pytest.mark.parametrize('size', [3, 5])
+def test_kernels_of_fixed_size(size, dtype, softmax, library):
+    """The special kernel is chosen where it fits, and all others agree."""
+    settings = dict(kernel_size=size, padding=size // 2, dilation=(2, 1))
+    settings |= dict(offset_scale=1.5)
+    case = Case('fixed', groups=6, group_channels=24, settings=settings)
+    tensors = case.tensors(dtype)
+    points = 0 if dtype == torch.float64 else size**2
+    for check, wide in (
+        (check_forward, 16 // dtype.itemsize),
+        (check_backward, 16 // max(4, dtype.itemsize)),
+    ):
+        for flags, kernel in (
+            (dict(), f'points {points}, channels {wide}'),
+            (dict(any_taps=True), f'points 0, channels {wide}'),
+            (dict(narrow=True), 'points 0, channels 1'),
+        ):
+            flags |= dict(kernel=kernel, softmax=softmax)
+            check(library, tensors, case.kwargs, **flags)
+
+
+@pytest.mark.parametrize('group_channels', [4, 8, 12, 16, 32, 40, 144, 264])
+@HALF
+def test_wide_and_narrow(group_channels, dtype, library):
+    """All teams: of one thread, with idle threads, of a warp in several turns."""
+    case = Case('wide', size=(3, 6), groups=2, group_channels=group_channels)
+    for settings in (dict(), dict(kernel_size=(3, 5), padding=2)):
+        case.settings = settings
+        for softmax in (False, True):
+            tensors = case.tensors(dtype)
+            check_forward(library, tensors, case.kwargs, softmax=softmax)
+            check_backward(library, tensors, case.kwargs, softmax=softmax)
+
+
+@SOFTMAX
+@HALF
+def test_half_features_with_float_offsets(dtype, softmax, library):
     case = Case('mixed', group_channels=16)
     input, offset, mask = case.tensors(torch.float32)
     tensors = (input.to(dtype), offset, mask)
-    (output,) = call(run_on_cpu, tensors, case.kwargs, width=8)
-    assert relative_error(output, dcnv3(*tensors, **case.kwargs)) < FORWARD[dtype]
-    check_backward(case, tensors, run_on_cpu, 16)
+    check_forward(library, tensors, case.kwargs, softmax=softmax)
+    check_backward(library, tensors, case.kwargs, softmax=softmax)
+    flags = dict(softmax=softmax, deterministic=True)
+    check_backward(library, tensors, case.kwargs, **flags)
 
 
-def check_backward(case, tensors, run_on_cpu, group_channels):
-    leaves = [x.double().requires_grad_() for x in tensors]
-    output = dcnv3_reference(*leaves, **case.kwargs)
-    grad_output = torch.randn(output.shape).to(tensors[0].dtype)
-    output.backward(grad_output.double())
-    width = team_size(group_channels)
-    grads = call(run_on_cpu, tensors, case.kwargs, width, grad_output)
-    for leaf, grad in zip(leaves, grads, strict=True):
-        assert relative_error(grad, leaf.grad) < BACKWARD[grad.dtype]
-
-
-def test_bad_positions(run_on_cpu):
-    case = Case('bad', batch=1)
+@pytest.mark.parametrize('any_taps', [False, True])
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_bad_positions(deterministic, any_taps, library):
+    case = Case('bad', batch=1, group_channels=4)
     input, offset, mask = case.tensors(torch.float32)
     offset[..., 0] = float('nan')
     offset[..., 3] = float('inf')
     offset[..., 5] = -1e30
     mask[..., 0] = float('nan')
     tensors = (input, offset, mask)
-    (output,) = call(run_on_cpu, tensors, case.kwargs, width=1)
-    assert torch.equal(output.isfinite(), torch.ones_like(output, dtype=torch.bool))
-    assert relative_error(output, dcnv3(*tensors, **case.kwargs)) < 1e-6
-    grads = call(run_on_cpu, tensors, case.kwargs, 8, torch.ones_like(output))
+    (output,) = run(library, tensors, case.kwargs, any_taps=any_taps)
+    assert output.isfinite().all()
+    assert relative_error(output, exact(tensors, case.kwargs)) < 1e-6
+    flags = dict(deterministic=deterministic, any_taps=any_taps)
+    grads = run(library, tensors, case.kwargs, torch.ones_like(output), **flags)
     assert all(x.isfinite().all() for x in grads)
     assert not grads[1][..., :6].any()
     assert not grads[2][..., :3].any()
+
+
+@pytest.mark.parametrize('any_taps', [False, True])
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_softmax_counts_points_outside(deterministic, any_taps, library):
+    """They add nothing, but take their share; large logits do not overflow."""
+    case = Case('outside', batch=1, group_channels=4, spread=9.0)
+    input, offset, mask = case.tensors(torch.float32)
+    mask = mask * 30 + 200
+    tensors = (input, offset, mask)
+    flags = dict(softmax=True, any_taps=any_taps)
+    check_forward(library, tensors, case.kwargs, **flags)
+    flags |= dict(deterministic=deterministic)
+    check_backward(library, tensors, case.kwargs, **flags)
+
+
+@pytest.mark.parametrize('any_taps', [False, True])
+def test_softmax_of_nan(any_taps, library):
+    """A NaN logit makes its group's output NaN, and no other."""
+    case = Case('nan', batch=1, groups=2, group_channels=4)
+    input, offset, mask = case.tensors(torch.float32)
+    mask[0, 2, 3, 9 + 4] = float('nan')
+    flags = dict(softmax=True, any_taps=any_taps)
+    (output,) = run(library, (input, offset * 0, mask), case.kwargs, **flags)
+    assert output[0, 2, 3, 4:].isnan().all()
+    assert output.isnan().sum() == 4
+
+
+def large_geometry(**sizes):
+    values = dict(batch=1, height=8, width=8, out_height=8, out_width=8)
+    values |= dict(groups=4, group_channels=16, kernel_h=3, kernel_w=3)
+    values |= dict(stride_h=1, stride_w=1, pad_h=1, pad_w=1)
+    values |= dict(dilation_h=1, dilation_w=1, offset_scale=1.0)
+    return Geometry(**(values | sizes))
+
+
+def site(library, geometry, index, narrow):
+    out = (c_int64 * 5)()
+    library.site_on_cpu(ctypes.byref(geometry), c_int64(index), int(narrow), out)
+    return tuple(out)
+
+
+@pytest.mark.parametrize('narrow', [False, True])
+@pytest.mark.parametrize('size', [(1, 1), (3, 7), (4, 4), (9, 5), (14, 2)])
+def test_every_site_once(size, narrow, library):
+    for batch, groups in ((1, 1), (3, 7), (2, 40), (2, 37)):
+        h, w = size
+        g = large_geometry(batch=batch, out_height=h, out_width=w, groups=groups)
+        count = batch * h * w * groups
+        sites = [site(library, g, i, narrow) for i in range(count)]
+        assert len(set(sites)) == count
+        for n, ho, wo, group, q in sites:
+            assert 0 <= n < batch
+            assert 0 <= ho < h
+            assert 0 <= wo < w
+            assert 0 <= group < groups
+            assert q == ((n * h + ho) * w + wo) * groups + group
+
+
+@pytest.mark.parametrize(
+    'sizes',
+    [
+        dict(out_height=50_000, out_width=10_737, batch=1, groups=4),
+        dict(out_height=7, out_width=300_000_000, batch=1, groups=1),
+        dict(out_height=70_001, out_width=70_003, batch=3, groups=5),
+        dict(out_height=3, out_width=2**40, batch=1, groups=1),
+    ],
+)
+def test_sites_of_large_tensors(sizes, library):
+    """Strips of 4 rows, column by column, in plain Python's integers."""
+    g = large_geometry(**sizes)
+    h, w, groups = g.out_height, g.out_width, g.groups
+    count = g.batch * h * w * groups
+    bundle = max(b for b in range(1, groups + 1) if groups % b == 0 and b <= 16)
+    for index in (0, 1, count // 7, count // 2 + 1, count - 2, count - 1):
+        rest, in_bundle = divmod(index, bundle)
+        rest, pixel = divmod(rest, h * w)
+        n, bundle_index = divmod(rest, groups // bundle)
+        strip, in_strip = divmod(pixel, 4 * w)
+        wo, row = divmod(in_strip, min(4, h - 4 * strip))
+        ho, group = 4 * strip + row, bundle_index * bundle + in_bundle
+        expected = (n, ho, wo, group, ((n * h + ho) * w + wo) * groups + group)
+        for narrow in [False] + [True] * bool(library.fits_on_cpu(ctypes.byref(g))):
+            assert site(library, g, index, narrow) == expected
+
+
+def test_limits_of_32_bits(library):
+    def fits(**sizes):
+        return bool(library.fits_on_cpu(ctypes.byref(large_geometry(**sizes))))
+
+    assert fits()
+    assert fits(height=4000, width=8000)
+    assert not fits(height=5800, width=5800)  # elements of an image
+    assert not fits(height=2**26, width=1, groups=1, group_channels=1)  # places
+    assert fits(batch=20_000, out_height=128, out_width=128, groups=6)
+    assert not fits(batch=20_000, out_height=128, out_width=128, groups=7)  # sites
+    assert not fits(height=2**40, width=2**40)
+    assert not fits(batch=2**40)
+
+
+def test_more_than_2_31_elements(library):
+    """Few samples of a huge image; its untouched pages take no memory."""
+    side = 5800
+    shape = (1, side, side, 64)
+    input = torch.from_numpy(np.zeros(shape, np.float16))
+    assert input.numel() > 2**31
+    last = torch.randn(1, 9, 10, 64).half()
+    input[:, -9:, -10:] = last
+    kwargs = dict(groups=4, stride=side - 3, padding=0)
+    # Positions near 5800 that float32 holds exactly, between pixels.
+    offset = ((torch.randn(1, 2, 2, 4 * 9 * 2) * 8).round() / 8 - 2.0625).half()
+    mask = torch.randn(1, 2, 2, 4 * 9).half()
+    output = torch.full((1, 2, 2, 64), float('nan'), dtype=torch.float16)
+    call = make_call((input, offset, mask), kwargs)
+    call.results[0] = output.data_ptr()
+    assert library.run_on_cpu(ctypes.byref(call)) == 0, call.error
+    assert call.kernel == b'points 0, channels 8'
+    # The last output pixel sees nothing but the last corner of the image.
+    part = [x[:, 1:, 1:] for x in (offset, mask)]
+    shifted = part[0].unflatten(-1, (-1, 2)) + torch.tensor([7, 6])
+    expected = exact(
+        (last, shifted.flatten(-2), part[1]), dict(groups=4, padding=0, stride=99)
+    )
+    assert relative_error(output[:, 1:, 1:], expected) < FORWARD[torch.float16]
+
+    grad_output = torch.randn(output.shape).half()
+    results = [torch.from_numpy(np.zeros(shape, np.float32))]
+    results += [torch.zeros_like(x) for x in (offset, mask)]
+    call.grad_output = grad_output.data_ptr()
+    for i, result in enumerate(results):
+        call.results[i] = result.data_ptr()
+    assert library.run_on_cpu(ctypes.byref(call)) == 0, call.error
+    wanted = exact(
+        (last, shifted.flatten(-2), part[1]),
+        dict(groups=4, padding=0, stride=99),
+        grad_output=grad_output[:, 1:, 1:],
+    )
+    actual = results[0][:, -9:, -10:], results[1][:, 1:, 1:], results[2][:, 1:, 1:]
+    for grad, expected in zip(actual, wanted, strict=True):
+        assert relative_error(grad, expected) < BACKWARD[torch.float16]

@@ -1,51 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operators on the CPU: choose the instruction set, spread the work over
-// threads.
+// DCNv3 on the CPU: spread the work over threads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "../checks.h"
+#include "capability.h"
 #include "kernels.h"
 
 namespace dcnv3 {
 namespace {
-
-enum class Capability { kBaseline, kAvx2, kAvx512 };
-
-// The best instruction set of this machine. ATEN_CPU_CAPABILITY (default, avx2
-// or avx512), PyTorch's own switch for its kernels, can lower it.
-Capability find_capability() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
-                          __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vl");
-  const char* setting = std::getenv("ATEN_CPU_CAPABILITY");
-  const std::string limit = setting ? setting : "avx512";
-  if (limit == "default" || !has_avx2) {
-    return Capability::kBaseline;
-  }
-  return limit == "avx2" || !has_avx512 ? Capability::kAvx2
-                                        : Capability::kAvx512;
-#else
-  return Capability::kBaseline;
-#endif
-}
-
-Capability capability() {
-  static const Capability found = find_capability();
-  return found;
-}
 
 std::string cpu_capability() {
   switch (capability()) {
@@ -56,41 +24,6 @@ std::string cpu_capability() {
     default:
       return "baseline";
   }
-}
-
-// Items a thread takes at least, so that a task is worth its start (about 10 us
-// at a few multiply-adds per nanosecond).
-int64_t grain_size(int64_t work_per_item) {
-  constexpr int64_t kWorkPerTask = 32768;
-  return std::max<int64_t>(
-      1,
-      kWorkPerTask / std::max<int64_t>(1, work_per_item));
-}
-
-template <typename scalar_t, typename point_t>
-auto forward_kernel() {
-#if defined(__x86_64__)
-  if (capability() == Capability::kAvx512) {
-    return &avx512::forward<scalar_t, point_t>;
-  }
-  if (capability() == Capability::kAvx2) {
-    return &avx2::forward<scalar_t, point_t>;
-  }
-#endif
-  return &baseline::forward<scalar_t, point_t>;
-}
-
-template <typename scalar_t, typename point_t>
-auto backward_kernel() {
-#if defined(__x86_64__)
-  if (capability() == Capability::kAvx512) {
-    return &avx512::backward<scalar_t, point_t>;
-  }
-  if (capability() == Capability::kAvx2) {
-    return &avx2::backward<scalar_t, point_t>;
-  }
-#endif
-  return &baseline::backward<scalar_t, point_t>;
 }
 
 struct LaunchForward {
@@ -107,11 +40,11 @@ struct LaunchForward {
         static_cast<const point_t*>(offset.const_data_ptr()),
         static_cast<const point_t*>(mask.const_data_ptr()),
         static_cast<scalar_t*>(output.mutable_data_ptr())};
-    const auto kernel = forward_kernel<scalar_t, point_t>();
+    const auto kernel = DCNV3_BEST_KERNEL(forward<scalar_t, point_t>);
     torch::stable::parallel_for(
         0,
-        g.batch * g.out_height,
-        grain_size(g.out_width * g.channels() * g.points()),
+        g.out_pixels(),
+        grain_size(g.channels() * g.points()),
         [&](int64_t begin, int64_t end) { kernel(g, pointers, begin, end); });
   }
 };
@@ -136,7 +69,7 @@ struct LaunchBackward {
         static_cast<scalar_t*>(grad_input.mutable_data_ptr()),
         static_cast<point_t*>(grad_offset.mutable_data_ptr()),
         static_cast<point_t*>(grad_mask.mutable_data_ptr())};
-    const auto kernel = backward_kernel<scalar_t, point_t>();
+    const auto kernel = DCNV3_BEST_KERNEL(backward<scalar_t, point_t>);
     torch::stable::parallel_for(
         0,
         g.batch * g.groups,
@@ -155,7 +88,8 @@ Tensor dcnv3_forward_cpu(
     const std::vector<int64_t>& dilation,
     int64_t groups,
     double offset_scale,
-    bool remove_center) {
+    bool remove_center,
+    bool softmax) {
   const Geometry g = make_geometry(
       input,
       offset,
@@ -166,7 +100,8 @@ Tensor dcnv3_forward_cpu(
        dilation,
        groups,
        offset_scale,
-       remove_center});
+       remove_center,
+       softmax});
   Tensor output = torch::stable::new_empty(
       input,
       {g.batch, g.out_height, g.out_width, g.channels()});
@@ -193,7 +128,8 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(
     const std::vector<int64_t>& dilation,
     int64_t groups,
     double offset_scale,
-    bool remove_center) {
+    bool remove_center,
+    bool softmax) {
   const Geometry g = make_geometry(
       input,
       offset,
@@ -204,9 +140,10 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(
        dilation,
        groups,
        offset_scale,
-       remove_center});
+       remove_center,
+       softmax});
   check_grad_output(grad_output, input, g);
-  Tensor grad_input = torch::stable::new_zeros(input, input.sizes());
+  Tensor grad_input = torch::stable::new_empty(input, input.sizes());
   Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
   Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());
   dispatch_dtypes(

@@ -7,6 +7,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <new>
+
 #include "../geometry.h"
 
 namespace dcnv3 {
@@ -19,7 +21,6 @@ struct ForwardPointers {
   scalar_t* output;
 };
 
-// grad_input must be zero at the start.
 template <typename scalar_t, typename point_t>
 struct BackwardPointers {
   const scalar_t* input;
@@ -31,7 +32,32 @@ struct BackwardPointers {
   point_t* grad_mask;
 };
 
-// forward: an item is a row of the output, (n, ho).
+// A depthwise convolution that keeps the size of a (N, H, W, C) map, a
+// LayerNorm over channels and a GELU. The kernel's sides are odd.
+struct BranchSizes {
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+  int64_t kernel_h;
+  int64_t kernel_w;
+  double eps;
+
+  // Channels up to a whole number of the widest registers.
+  int64_t padded() const { return (channels + 15) / 16 * 16; }
+};
+
+// All contiguous; weight is (C, kernel_h, kernel_w), the other parameters (C,).
+template <typename scalar_t>
+struct BranchPointers {
+  const scalar_t* input;
+  const scalar_t* weight;
+  const scalar_t* bias;
+  const scalar_t* norm_weight;
+  const scalar_t* norm_bias;
+  scalar_t* output;
+};
+
+// forward and branch: an item is a pixel of the output, (n, ho, wo).
 // backward: an item is a group of an image, (n, g); its sums go to no other
 // item's memory, so the result does not depend on the number of threads.
 #define DCNV3_DECLARE_KERNELS(capability)                  \
@@ -48,6 +74,12 @@ struct BackwardPointers {
       const BackwardPointers<scalar_t, point_t>& pointers, \
       int64_t begin,                                       \
       int64_t end);                                        \
+  template <typename scalar_t>                             \
+  void branch(                                             \
+      const BranchSizes& sizes,                            \
+      const BranchPointers<scalar_t>& pointers,            \
+      int64_t begin,                                       \
+      int64_t end);                                        \
   }
 
 DCNV3_DECLARE_KERNELS(baseline)
@@ -62,5 +94,9 @@ DCNV3_DECLARE_KERNELS(avx512)
   apply(double, double) apply(float, float) apply(c10::Half, c10::Half) \
       apply(c10::Half, float) apply(c10::BFloat16, c10::BFloat16)       \
           apply(c10::BFloat16, float)
+
+// Every dtype of features.
+#define DCNV3_FOR_EACH_FEATURES(apply) \
+  apply(double) apply(float) apply(c10::Half) apply(c10::BFloat16)
 
 }  // namespace dcnv3

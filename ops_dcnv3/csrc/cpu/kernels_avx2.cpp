@@ -14,7 +14,10 @@
 #endif
 
 #define DCNV3_CAPABILITY avx2
-#include "kernels_impl.h"
+#define DCNV3_VECTOR_BYTES 32
+#include "backward_impl.h"
+#include "branch_impl.h"
+#include "forward_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -5,4 +5,7 @@
 #include "kernels.h"
 
 #define DCNV3_CAPABILITY baseline
-#include "kernels_impl.h"
+#define DCNV3_VECTOR_BYTES 16
+#include "backward_impl.h"
+#include "branch_impl.h"
+#include "forward_impl.h"

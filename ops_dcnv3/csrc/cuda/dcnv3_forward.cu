@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "kernels.cuh"
+#include "dispatch.cuh"
+#include "forward.cuh"
 #include "launch.cuh"
 
 namespace dcnv3 {
@@ -22,32 +23,28 @@ struct LaunchForward {
 
   template <typename scalar_t, typename point_t>
   void operator()() const {
-    // 16 bytes a load, where the channels of a group and the memory allow it.
-    constexpr int kWide = 16 / sizeof(scalar_t);
-    const auto is_aligned = [](const void* pointer) {
-      return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-    };
-    if (g.group_channels % kWide == 0 && is_aligned(input.const_data_ptr()) &&
-        is_aligned(output.const_data_ptr())) {
-      launch<scalar_t, point_t, kWide>();
-    } else {
-      launch<scalar_t, point_t, 1>();
-    }
+    dispatch_taps<ForwardTraits, scalar_t, point_t>(g, *this);
   }
 
-  template <typename scalar_t, typename point_t, int kVec>
-  void launch() const {
+  template <typename Traits>
+  void run() const {
+    using scalar_t = typename Traits::scalar_t;
+    using point_t = typename Traits::point_t;
     const ForwardPointers<scalar_t, point_t> pointers{
         static_cast<const scalar_t*>(input.const_data_ptr()),
         static_cast<const point_t*>(offset.const_data_ptr()),
         static_cast<const point_t*>(mask.const_data_ptr()),
         static_cast<scalar_t*>(output.mutable_data_ptr())};
-    const int64_t threads =
-        g.out_pixels() * g.groups * (g.group_channels / kVec);
-    forward_kernel<scalar_t, point_t, kVec>
-        <<<grid_size(threads, kBlockSize), kBlockSize, 0, stream>>>(
+    const SiteOrder order = Traits::order(g);
+    forward_kernel<Traits>
+        <<<grid_size(order.sites, Traits::kBlockSize / order.team),
+           Traits::kBlockSize,
+           Traits::shared_bytes(order),
+           stream>>>(
             g,
-            pointers);
+            order,
+            pointers,
+            TapShifts<typename Traits::acc_t, typename Traits::Taps>(g));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 };
@@ -62,7 +59,8 @@ Tensor dcnv3_forward_cuda(
     const std::vector<int64_t>& dilation,
     int64_t groups,
     double offset_scale,
-    bool remove_center) {
+    bool remove_center,
+    bool softmax) {
   const Geometry g = make_geometry(
       input,
       offset,
@@ -73,7 +71,8 @@ Tensor dcnv3_forward_cuda(
        dilation,
        groups,
        offset_scale,
-       remove_center});
+       remove_center,
+       softmax});
   const LaunchContext context(input);
   Tensor output = torch::stable::new_empty(
       input,
@@ -84,9 +83,9 @@ Tensor dcnv3_forward_cuda(
         offset.scalar_type(),
         LaunchForward{
             g,
-            torch::stable::contiguous(input),
-            torch::stable::contiguous(offset),
-            torch::stable::contiguous(mask),
+            to_dense(input),
+            to_dense(offset),
+            to_dense(mask),
             output,
             context.stream()});
   }

@@ -6,6 +6,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include "../checks.h"
@@ -39,6 +40,15 @@ inline unsigned int grid_size(int64_t items, int64_t per_block) {
       "input: expected at most 2^31 - 1 blocks of work, got ",
       blocks);
   return static_cast<unsigned int>(blocks);
+}
+
+// A contiguous tensor that starts at a multiple of 16 bytes, as wide loads
+// need. A tensor of its own always does; a slice of another may not.
+inline Tensor to_dense(const Tensor& tensor) {
+  const Tensor dense = torch::stable::contiguous(tensor);
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0;
+  return aligned ? dense : torch::stable::clone(dense);
 }
 
 }  // namespace dcnv3

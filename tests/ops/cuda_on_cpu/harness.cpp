@@ -2,12 +2,17 @@
 // The CUDA kernels as plain functions for test_cuda_on_cpu.py.
 #include "cuda_on_cpu.h"
 // After it, as the kernels use what it defines.
-#include "kernels.cuh"
+#include "backward.cuh"
+#include "dispatch.cuh"
+#include "forward.cuh"
+#include "gather.cuh"
 
 namespace {
 
 using namespace dcnv3;
 
+// What the test asks for, as in the ctypes.Structure of its Python part. Any
+// kernel can be forced upon a call that a more special one would serve.
 struct Call {
   Geometry g;
   const void* input;
@@ -15,95 +20,135 @@ struct Call {
   const void* mask;
   const void* grad_output;  // null for a forward
   void* results[3];
-  int width;  // of the vectors of a forward, of the teams of a backward
+  int32_t scalar;  // 0 float64, 1 float32, 2 float16, 3 bfloat16
+  int32_t point;
+  bool any_taps;
+  bool narrow;
+  bool deterministic;
+  bool reversed;
+  char kernel[64];  // the answer: which kernel ran
+  char error[256];
 };
 
-template <typename scalar_t, typename point_t, int kVec>
-void run_forward(const Call& c) {
-  const ForwardPointers<scalar_t, point_t> pointers{
-      static_cast<const scalar_t*>(c.input),
-      static_cast<const point_t*>(c.offset),
-      static_cast<const point_t*>(c.mask),
-      static_cast<scalar_t*>(c.results[0])};
-  const int64_t threads =
-      c.g.out_pixels() * c.g.groups * (c.g.group_channels / kVec);
-  launch((threads + kBlockSize - 1) / kBlockSize, kBlockSize, [&] {
-    forward_kernel<scalar_t, point_t, kVec>(c.g, pointers);
-  });
+template <typename Traits>
+void note_kernel(Call& c) {
+  int points = 0;
+  if constexpr (Traits::Taps::kFixed) {
+    points = Traits::Taps::kPoints;
+  }
+  std::snprintf(
+      c.kernel,
+      sizeof(c.kernel),
+      "points %d, channels %d",
+      points,
+      Traits::kVec);
 }
 
+struct RunForward {
+  Call& c;
+  template <typename Traits>
+  void run() const {
+    using scalar_t = typename Traits::scalar_t;
+    using point_t = typename Traits::point_t;
+    note_kernel<Traits>(c);
+    const ForwardPointers<scalar_t, point_t> pointers{
+        static_cast<const scalar_t*>(c.input),
+        static_cast<const point_t*>(c.offset),
+        static_cast<const point_t*>(c.mask),
+        static_cast<scalar_t*>(c.results[0])};
+    const SiteOrder order = Traits::order(c.g);
+    const TapShifts<typename Traits::acc_t, typename Traits::Taps> shifts(c.g);
+    const int per_block = Traits::kBlockSize / order.team;
+    launch(
+        (order.sites + per_block - 1) / per_block,
+        Traits::kBlockSize,
+        Traits::shared_bytes(order),
+        c.reversed,
+        [&] { forward_kernel<Traits>(c.g, order, pointers, shifts); });
+  }
+};
+
+struct RunBackward {
+  Call& c;
+  template <typename Traits>
+  void run() const {
+    using scalar_t = typename Traits::scalar_t;
+    using point_t = typename Traits::point_t;
+    using acc_t = typename Traits::acc_t;
+    note_kernel<Traits>(c);
+    const BackwardPointers<scalar_t, point_t> pointers{
+        static_cast<const scalar_t*>(c.input),
+        static_cast<const point_t*>(c.offset),
+        static_cast<const point_t*>(c.mask),
+        static_cast<const scalar_t*>(c.grad_output),
+        c.deterministic ? nullptr : static_cast<acc_t*>(c.results[0]),
+        static_cast<point_t*>(c.results[1]),
+        static_cast<point_t*>(c.results[2])};
+    const SiteOrder order = Traits::order(c.g);
+    const TapShifts<acc_t, typename Traits::Taps> shifts(c.g);
+    const int per_block = Traits::kBlockSize / order.team;
+    launch(
+        (order.sites + per_block - 1) / per_block,
+        Traits::kBlockSize,
+        Traits::shared_bytes(order),
+        c.reversed,
+        [&] { backward_kernel<Traits>(c.g, order, pointers, shifts); });
+  }
+};
+
 template <typename scalar_t, typename point_t>
-void run_backward(const Call& c) {
-  using Pointers = BackwardPointers<scalar_t, point_t>;
-  const Pointers pointers{
-      static_cast<const scalar_t*>(c.input),
+void run_gather(const Call& c) {
+  using acc_t = typename Accumulator<scalar_t>::type;
+  const GatherPointers<scalar_t, point_t> pointers{
       static_cast<const point_t*>(c.offset),
       static_cast<const point_t*>(c.mask),
       static_cast<const scalar_t*>(c.grad_output),
-      static_cast<typename Pointers::acc_t*>(c.results[0]),
-      static_cast<point_t*>(c.results[1]),
-      static_cast<point_t*>(c.results[2])};
-  const int64_t sites = c.g.out_pixels() * c.g.groups;
-  const int per_block = kBlockSize / c.width;
-  launch((sites + per_block - 1) / per_block, kBlockSize, [&] {
-    backward_kernel<scalar_t, point_t>(c.g, pointers, c.width);
-  });
+      static_cast<scalar_t*>(c.results[0])};
+  const Tiles<acc_t> tiles(c.g);
+  const TapShifts<acc_t, AnyTaps> shifts(c.g);
+  launch(
+      tiles.blocks,
+      Tiles<acc_t>::kBlockSize,
+      sizeof(GatherShared<acc_t>),
+      c.reversed,
+      [&] { gather_kernel(c.g, tiles, pointers, shifts); });
+}
+
+template <
+    template <typename, typename, int, typename> class Traits,
+    typename scalar_t,
+    typename point_t,
+    typename Run>
+void choose(const Call& c, const Run& run) {
+  using Narrow = Traits<scalar_t, point_t, 1, AnyTaps>;
+  if (c.narrow) {
+    run.template run<Narrow>();
+  } else if (c.any_taps) {
+    run.template run<Traits<scalar_t, point_t, Narrow::kWide, AnyTaps>>();
+  } else {
+    dispatch_taps<Traits, scalar_t, point_t>(c.g, run);
+  }
 }
 
 template <typename scalar_t, typename point_t>
-void run(const Call& c) {
-  if (c.grad_output) {
-    run_backward<scalar_t, point_t>(c);
-  } else if (c.width == 1) {
-    run_forward<scalar_t, point_t, 1>(c);
-  } else {
-    run_forward<scalar_t, point_t, 16 / sizeof(scalar_t)>(c);
+void run(Call& c) {
+  if (!c.grad_output) {
+    choose<ForwardTraits, scalar_t, point_t>(c, RunForward{c});
+    return;
+  }
+  choose<BackwardTraits, scalar_t, point_t>(c, RunBackward{c});
+  if (c.deterministic) {
+    run_gather<scalar_t, point_t>(c);
   }
 }
 
 }  // namespace
 
-// sizes: batch, height, width, out_height, out_width, groups, group_channels
-// and the (h, w) pairs of kernel, stride, padding and dilation. dtypes: 0
-// float64, 1 float32, 2 float16, 3 bfloat16. Returns 0, or 1 with what is wrong
-// in `error`.
-extern "C" int run_on_cpu(
-    const int64_t* sizes,
-    double offset_scale,
-    int remove_center,
-    int scalar,
-    int point,
-    int width,
-    const void* const* inputs,
-    void* const* results,
-    char* error) {
-  Call c{};
-  Geometry& g = c.g;
-  g.batch = sizes[0];
-  g.height = sizes[1];
-  g.width = sizes[2];
-  g.out_height = sizes[3];
-  g.out_width = sizes[4];
-  g.groups = sizes[5];
-  g.group_channels = sizes[6];
-  g.kernel_h = static_cast<int32_t>(sizes[7]);
-  g.kernel_w = static_cast<int32_t>(sizes[8]);
-  g.stride_h = sizes[9];
-  g.stride_w = sizes[10];
-  g.pad_h = sizes[11];
-  g.pad_w = sizes[12];
-  g.dilation_h = sizes[13];
-  g.dilation_w = sizes[14];
-  g.offset_scale = offset_scale;
-  g.remove_center = remove_center != 0;
-  c.input = inputs[0];
-  c.offset = inputs[1];
-  c.mask = inputs[2];
-  c.grad_output = inputs[3];
-  std::memcpy(c.results, results, sizeof(c.results));
-  c.width = width;
+// Returns 0, or 1 with what is wrong in call->error.
+extern "C" int run_on_cpu(Call* call) {
+  Call& c = *call;
   try {
-    switch (scalar * 10 + point) {
+    switch (c.scalar * 10 + c.point) {
       case 0:
         run<double, double>(c);
         break;
@@ -126,8 +171,30 @@ extern "C" int run_on_cpu(
         throw std::runtime_error("these dtypes are not built");
     }
   } catch (const std::exception& caught) {
-    std::strncpy(error, caught.what(), 255);
+    std::strncpy(c.error, caught.what(), sizeof(c.error) - 1);
     return 1;
   }
   return 0;
+}
+
+// (n, ho, wo, group, q) of a site, counted in 32 or 64 bits.
+extern "C" void
+site_on_cpu(const Geometry* g, int64_t index, int narrow, int64_t* out) {
+  using Traits = ForwardTraits<c10::Half, c10::Half, 8, AnyTaps>;
+  const auto write = [&](const auto& site) {
+    out[0] = site.n;
+    out[1] = site.ho;
+    out[2] = site.wo;
+    out[3] = site.group;
+    out[4] = site.q;
+  };
+  if (narrow) {
+    write(Site<int32_t>(*g, Traits::order(*g), static_cast<int32_t>(index)));
+  } else {
+    write(Site<int64_t>(*g, Traits::order(*g), index));
+  }
+}
+
+extern "C" int fits_on_cpu(const Geometry* g) {
+  return fits_32_bits(*g);
 }

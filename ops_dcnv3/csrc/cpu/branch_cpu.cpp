@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// DCNv3's depthwise branch on the CPU: check, and spread the work over threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "../checks.h"
+#include "capability.h"
+#include "kernels.h"
+
+namespace dcnv3 {
+namespace {
+
+template <typename scalar_t>
+void launch_branch(
+    const BranchSizes& sizes,
+    int64_t pixels,
+    const std::vector<Tensor>& inputs,
+    Tensor& output) {
+  const auto pointer = [&](int index) {
+    return static_cast<const scalar_t*>(inputs[index].const_data_ptr());
+  };
+  const BranchPointers<scalar_t> pointers{
+      pointer(0),
+      pointer(1),
+      pointer(2),
+      pointer(3),
+      pointer(4),
+      static_cast<scalar_t*>(output.mutable_data_ptr())};
+  const auto kernel = DCNV3_BEST_KERNEL(branch<scalar_t>);
+  // GELU costs about as much as 16 taps.
+  const int64_t work = sizes.channels * (sizes.kernel_h * sizes.kernel_w + 16);
+  torch::stable::parallel_for(
+      0,
+      pixels,
+      grain_size(work),
+      [&](int64_t begin, int64_t end) { kernel(sizes, pointers, begin, end); });
+}
+
+Tensor branch_forward_cpu(
+    const Tensor& input,
+    const Tensor& weight,
+    const Tensor& bias,
+    const Tensor& norm_weight,
+    const Tensor& norm_bias,
+    double eps) {
+  STD_TORCH_CHECK(
+      input.dim() == 4,
+      "input: expected (N, H, W, C), got ",
+      shape_text(input));
+  const int64_t channels = input.size(3);
+  STD_TORCH_CHECK(
+      weight.dim() == 4 && weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1,
+      "weight: expected (C, 1, odd, odd), got ",
+      shape_text(weight));
+  check_shape("weight", weight, {channels, 1, weight.size(2), weight.size(3)});
+  check_shape("bias", bias, {channels});
+  check_shape("norm_weight", norm_weight, {channels});
+  check_shape("norm_bias", norm_bias, {channels});
+  std::vector<Tensor> inputs;
+  for (const Tensor* tensor :
+       {&input, &weight, &bias, &norm_weight, &norm_bias}) {
+    STD_TORCH_CHECK(
+        tensor->scalar_type() == input.scalar_type() && tensor->is_cpu(),
+        "weight, bias, norm_weight, norm_bias: expected the dtype and device "
+        "of "
+        "input");
+    inputs.push_back(torch::stable::contiguous(*tensor));
+  }
+  const BranchSizes sizes{
+      input.size(1),
+      input.size(2),
+      channels,
+      weight.size(2),
+      weight.size(3),
+      eps};
+  const int64_t pixels = input.size(0) * sizes.height * sizes.width;
+  Tensor output = torch::stable::new_empty(inputs[0], inputs[0].sizes());
+  switch (input.scalar_type()) {
+    case ScalarType::Double:
+      launch_branch<double>(sizes, pixels, inputs, output);
+      break;
+    case ScalarType::Float:
+      launch_branch<float>(sizes, pixels, inputs, output);
+      break;
+    case ScalarType::Half:
+      launch_branch<c10::Half>(sizes, pixels, inputs, output);
+      break;
+    case ScalarType::BFloat16:
+      launch_branch<c10::BFloat16>(sizes, pixels, inputs, output);
+      break;
+    default:
+      STD_TORCH_CHECK(
+          false,
+          "input: expected float64, float32, bfloat16 or float16");
+  }
+  return output;
+}
+
+}  // namespace
+}  // namespace dcnv3
+
+STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, m) {
+  m.impl("branch_forward", TORCH_BOX(&dcnv3::branch_forward_cpu));
+}

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs instead of PyTorch's layers on a CPU while no gradient is needed."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ops_dcnv3 import DCNv3
+from ops_dcnv3.layers import Linear, is_plain_inference
+from tests.tolerances import FORWARD, relative_error
+
+branch_forward = torch.ops.ops_dcnv3.branch_forward
+
+
+def branch(input, weight, bias, norm_weight, norm_bias, eps):
+    """Compute what ``branch_forward`` promises with PyTorch's functions."""
+    channels, _, kh, kw = weight.shape
+    x = F.conv2d(
+        input.permute(0, 3, 1, 2),
+        weight,
+        bias,
+        padding=(kh // 2, kw // 2),
+        groups=channels,
+    )
+    x = F.layer_norm(x.permute(0, 2, 3, 1), (channels,), norm_weight, norm_bias, eps)
+    return F.gelu(x)
+
+
+def branch_arguments(size, kernel, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    channels = size[-1]
+    shapes = [size, (channels, 1, *kernel), *[(channels,)] * 3]
+    return [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+
+
+@pytest.mark.parametrize('dtype', list(FORWARD), ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize(
+    ('size', 'kernel'),
+    [
+        ((2, 5, 9, 16), (3, 3)),
+        ((1, 7, 6, 21), (5, 5)),  # not a whole number of registers
+        ((2, 4, 11, 40), (3, 5)),
+        ((1, 2, 3, 3), (7, 5)),  # a kernel larger than the image
+        ((3, 1, 1, 33), (3, 3)),
+        ((1, 3, 4, 5), (1, 1)),
+        ((0, 3, 4, 5), (3, 3)),
+    ],
+)
+def test_branch(size, kernel, dtype):
+    arguments = branch_arguments(size, kernel, dtype)
+    output = branch_forward(*arguments, 1e-6)
+    assert (output.dtype, output.shape) == (dtype, size)
+    expected = branch(*(x.double() for x in arguments), 1e-6)
+    assert relative_error(output, expected) < FORWARD[dtype]
+
+
+def test_branch_of_strided_input():
+    input, *others = branch_arguments((2, 5, 9, 16), (3, 3))
+    strided = input.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    torch.testing.assert_close(
+        branch_forward(strided, *others, 1e-6),
+        branch_forward(input, *others, 1e-6),
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_gelu_of_large_numbers():
+    """Far from zero it is 0 or the number itself."""
+    input = torch.tensor([-30.0, -7.0, -1.0, 0.0, 1.0, 7.0, 30.0]).view(1, 1, 7, 1)
+    one, zero = torch.ones(1), torch.zeros(1)
+    weight = one.view(1, 1, 1, 1)
+    # One channel is its own mean: normalised it is 0, so that only the bias shows.
+    for x in input.flatten():
+        output = branch_forward(input, weight, zero, one, x.view(1), 1e-6)
+        expected = F.gelu(x).expand(1, 1, 7, 1)
+        torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda a: a.__setitem__(0, a[0][0]), 'input: expected'),
+        (lambda a: a.__setitem__(1, a[1][..., :2]), 'weight: expected'),
+        (lambda a: a.__setitem__(2, a[2][1:]), 'bias: expected'),
+        (lambda a: a.__setitem__(4, a[4].double()), 'expected the dtype'),
+        (lambda a: a.__setitem__(slice(None), [x.int() for x in a]), 'float64'),
+    ],
+)
+def test_branch_errors(change, message):
+    arguments = branch_arguments((2, 5, 9, 16), (3, 3))
+    change(arguments)
+    with pytest.raises(RuntimeError, match=message):
+        branch_forward(*arguments, 1e-6)
+
+
+@pytest.mark.parametrize('act', [None, nn.GELU(), nn.GELU('tanh'), nn.SiLU()])
+@pytest.mark.parametrize('rows', [7, 12 * 17])
+def test_linear(act, rows):
+    layer = Linear(24, 40)
+    x = torch.randn(rows // 12 or 1, 12, 24)
+    expected = layer(x, act)
+    with torch.no_grad():
+        output = layer(x, act)
+    assert output.shape == expected.shape
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_plain_inference():
+    x = torch.randn(3)
+    assert not is_plain_inference(x)
+    with torch.no_grad():
+        assert is_plain_inference(x)
+        assert not is_plain_inference(x.double())
+        assert not is_plain_inference(x.to('meta'))
+        with torch.autocast('cpu'):
+            assert not is_plain_inference(x)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        {'dw_kernel_size': 5, 'center_feature_scale': True},
+        {'kernel_size': (3, 5), 'padding': (1, 2), 'dw_kernel_size': (5, 3)},
+        {'act_layer': 'SiLU'},
+        {'norm_layer': 'BN'},
+        {'stride': 2},
+    ],
+)
+def test_layer_computes_the_same_with_and_without_gradients(settings):
+    torch.manual_seed(0)
+    layer = DCNv3(24, groups=3, **settings).eval()
+    for linear in (layer.offset, layer.mask):
+        nn.init.normal_(linear.weight, std=0.2)
+    x = torch.randn(2, 11, 14, 24)
+    expected = layer(x)
+    with torch.no_grad():
+        output = layer(x)
+    assert not output.requires_grad
+    assert relative_error(output, expected) < FORWARD[torch.float32]
