@@ -7,7 +7,7 @@ RUN := .venv/bin
 CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build check format test test-gpu demo clean
+.PHONY: help setup build check format test test-gpu bench demo clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
@@ -39,6 +39,10 @@ test: setup ## Run all tests; ARGS='-k dcnv3' chooses some
 
 test-gpu: setup ## Run the tests that need a CUDA device; without one they fail
 	@REQUIRE_CUDA=1 $(RUN)/python -m pytest -m gpu $(ARGS)
+
+bench: setup ## Compare the CPU with its targets, in 5 minutes; PUBLISHED=<their ops_dcnv3> adds the published code
+	@$(RUN)/python tools/benchmarks/targets.py --run \
+	  $(if $(PUBLISHED),--published '$(PUBLISHED)')
 
 demo: setup ## Train, test and infer on generated data; TASK=, MODEL=, DATA=<folder>, CLASSES='<names>' and ITERS=<n> change it
 	@$(RUN)/python projects/quickstart/demo.py $(if $(TASK),--task '$(TASK)') \

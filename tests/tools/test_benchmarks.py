@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/benchmarks: each runs, checks before it times, and writes what it promises.
+
+No test looks at how long anything took.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ops_dcnv3
+
+FOLDER = Path(__file__).parents[2] / 'tools/benchmarks'
+NAMES = [path.stem for path in FOLDER.glob('*.py')]
+TIMED = {'median_s', 'q1_s', 'q3_s', 'runs', 'ratio', 'peak_bytes'}
+
+# With the signature of the published function, to be found in a folder like theirs.
+PUBLISHED = """
+import DCNv3
+import pkg_resources
+from ops_dcnv3 import dcnv3_reference
+
+VERSION = float(pkg_resources.get_distribution('DCNv3').version)
+
+
+def dcnv3_core_pytorch(
+    input, offset, mask, kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w,
+    dilation_h, dilation_w, group, group_channels, offset_scale
+):
+    assert input.shape[-1] == group * group_channels
+    return dcnv3_reference(
+        input, offset, mask, kernel_size=(kernel_h, kernel_w),
+        stride=(stride_h, stride_w), padding=(pad_h, pad_w),
+        dilation=(dilation_h, dilation_w), groups=group, offset_scale=offset_scale,
+    )
+"""
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a script by name, as Python does for the scripts beside it."""
+    monkeypatch.syspath_prepend(FOLDER)
+    threads = torch.get_num_threads()
+    # Shapes are tiny: threads would wait for each other most of the time.
+    torch.set_num_threads(1)
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def run(load, tmp_path):
+    """Run a benchmark on the CPU in two runs each; return its result."""
+
+    def run_benchmark(name, *arguments):
+        common = ['--device', 'cpu', '--threads', '1', '--quick']
+        path = load(name).main([*common, '--out', str(tmp_path), *arguments])
+        assert path.parent == tmp_path
+        result = json.loads(path.read_text())
+        assert result['benchmark'].startswith(name.removeprefix('bench_'))
+        end = f'_{result["machine"]["date"][:10]}_{result["benchmark"]}.json'
+        assert path.name.endswith(end)
+        assert {'device', 'threads', 'torch', 'commit'} <= result['machine'].keys()
+        for row in result['rows']:
+            assert row.keys() >= {'case', 'batch', 'pass', 'participant'}
+            assert 'missing' in row or row.keys() >= TIMED | {'error'}
+        return result
+
+    return run_benchmark
+
+
+def errors_of(result):
+    """Return the errors by participant, of those that were timed."""
+    errors = {}
+    for row in result['rows']:
+        if 'missing' not in row:
+            errors.setdefault(row['participant'], []).append(row['error'])
+    return errors
+
+
+TINY = ['--image', '32', '40', '--batch', '2', '--copy-mib', '1']
+
+
+def test_operator(run):
+    growth = ['--growth', '--growth-sizes', '48', '--growth-batches']
+    result = run('bench_operator', '--shapes', 't2', 'l1', *TINY, *growth)
+    rows = [row for row in result['rows'] if 'floor_s' in row]
+    assert all(row['gb_per_s'] > 0 and row['floor_bytes'] > 0 for row in rows)
+    errors = errors_of(result)
+    assert {'internimage', 'PyTorch reference'} <= errors.keys()
+    assert max(map(max, errors.values())) < 1e-5
+    grown = [row for row in result['rows'] if 'growth' in row['case']]
+    assert len(grown) == 2
+    assert all(row['ns_per_pixel'] > 0 for row in grown)
+
+
+@pytest.mark.parametrize('softmax', [False, True])
+def test_operator_in_half_precision(run, softmax):
+    arguments = ['--shapes', 't1', *TINY, '--dtype', 'bfloat16', '--peers']
+    result = run('bench_operator', *arguments, *(['--softmax'] * softmax))
+    assert result['benchmark'] == ('operator-softmax' if softmax else 'operator')
+    errors = errors_of(result)
+    assert list(errors) == ['internimage']
+    assert 1e-4 < max(errors['internimage']) < 8e-3
+
+
+@pytest.mark.parametrize('softmax', [False, True])
+def test_mmcv_computes_the_same(load, softmax):
+    pytest.importorskip('mmcv.ops')
+    shape = load('shapes').Shape('x', 2, 5, 7, 12, 3, offset_scale=1.7)
+    peers = load('peers')
+    problem = peers.make_problem(shape, torch.device('cpu'), torch.float32, softmax)
+    error = load('bench_operator').check(problem, peers.adapt_mmcv(problem), True)
+    assert error < 1e-5
+
+
+def test_published_path(run, tmp_path):
+    folder = tmp_path / 'ops'
+    (folder / 'functions').mkdir(parents=True)
+    (folder / 'functions/dcnv3_func.py').write_text(PUBLISHED)
+    name = 'published PyTorch path'
+    arguments = ['--shapes', 'l3', *TINY, '--peers', name]
+    try:
+        result = run('bench_operator', *arguments, '--published', str(folder))
+    finally:
+        for module in [m for m in sys.modules if m.startswith('published_ops')]:
+            del sys.modules[module]
+    assert max(errors_of(result)[name]) < 1e-5
+    assert 'DCNv3' not in sys.modules
+    missing = run('bench_operator', *arguments, '--published', str(tmp_path))['rows'][1]
+    assert 'no functions/dcnv3_func.py' in missing['missing']
+
+
+@pytest.mark.parametrize('part', ['output', 'gradient', 'not a number'])
+def test_wrong_operator_is_never_timed(run, load, monkeypatch, tmp_path, part):
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            x = x.clone()
+            x[-1, 0, 0, 0] += {'output': 0.1, 'not a number': float('nan')}.get(part, 0)
+            return x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 1.01 * grad if part == 'gradient' else grad
+
+    def wrong(input, *args, **kwargs):
+        return Wrong.apply(ops_dcnv3.dcnv3(input, *args, **kwargs))
+
+    def never(*args, **kwargs):
+        pytest.fail('timed before it was checked')
+
+    monkeypatch.setattr(load('peers'), 'dcnv3', wrong)
+    monkeypatch.setattr(load('record'), 'time_together', never)
+    with pytest.raises(load('record').WrongResultError, match='t1'):
+        run('bench_operator', '--shapes', 't1', *TINY)
+    assert not list(tmp_path.glob('*.json'))
+
+
+def test_wrong_peer_is_left_out(run, load, monkeypatch):
+    wrong = 'PyTorch reference'
+
+    def wrong_reference(*args, **kwargs):
+        return 1.01 * ops_dcnv3.dcnv3(*args, **kwargs)
+
+    monkeypatch.setattr(load('peers'), 'dcnv3_reference', wrong_reference)
+    rows = run('bench_operator', '--shapes', 't4', *TINY, '--peers', wrong)['rows']
+    missing = [row['missing'] for row in rows if row['participant'] == wrong]
+    assert len(missing) == 2
+    assert all('wrong result' in text for text in missing)
+
+
+def test_module(run):
+    arguments = ['--image', '32', '40', '--batch', '1']
+    result = run('bench_module', '--shapes', 't4', 'h1', *arguments)
+    errors = errors_of(result)
+    assert errors.keys() == {'internimage', 'PyTorch reference'}
+    assert max(map(max, errors.values())) < 1e-5
+
+
+def test_backbone(run):
+    size = ['--small', '--image', '64', '--batch', '2']
+    result = run('bench_backbone', *size, '--peers', 'PyTorch reference')
+    rows = {(row['participant'], row['pass']): row for row in result['rows']}
+    ours = rows['internimage', 'forward']
+    assert ours['images_per_s'] > 0
+    assert ours['copies']['aten::copy_'] >= 0
+    assert len(rows) == 4
+    assert max(row['error'] for row in rows.values()) < 1e-5
+
+
+def test_backbone_of_timm(run):
+    arguments = ['--small', '--image', '32', '--batch', '1', '--passes', 'forward']
+    ours, peer = run('bench_backbone', *arguments, '--peers', 'ConvNeXt-T')['rows']
+    assert ours['participant'] == 'internimage'
+    assert 'timm' in peer['missing'] if 'missing' in peer else peer['error'] is None
+
+
+def test_detector(run):
+    pytest.importorskip('mmdet')
+    result = run('bench_detector', '--small', '--size', '64', '96')
+    ours, reference = result['rows']
+    assert ours['participant'] == 'internimage'
+    assert reference['participant'] == 'PyTorch reference'
+    assert ours['error'] < 1e-5
+
+
+def test_training_steps_see_the_same_losses(load):
+    pytest.importorskip('mmdet')
+    bench, models = load('bench_detector'), load('models')
+    config = bench.Config.fromfile(bench.CONFIG)
+    config.model.backbone.init_cfg = None
+    config.merge_from_dict(bench.SMALL)
+    torch.manual_seed(0)
+    model = bench.make_model(config).train()
+    step = bench.make_step(model, bench.make_batch(1, 64, 96), torch.float32)
+    gradients = []
+    for name in ('internimage', 'PyTorch reference'):
+        models.with_operator(name, step)()
+        gradients.append(model.backbone.patch_embed.conv1.weight.grad.clone())
+    assert load('record').relative_error(*gradients) < 1e-3
+    assert gradients[0].norm() > 0
+
+
+def test_stages_of_tiny_are_those_of_the_issue(load):
+    shapes = load('shapes').find_shapes(['t', '64x56x56x128'], 1, (224, 224))
+    assert [tuple(shape[1:6]) for shape in shapes] == [
+        (1, 56, 56, 64, 4),
+        (1, 28, 28, 128, 8),
+        (1, 14, 14, 256, 16),
+        (1, 7, 7, 512, 32),
+        (64, 56, 56, 128, 4),
+    ]
+    with pytest.raises(ValueError, match="got 'q1'"):
+        load('shapes').find_shapes(['q1'], 1, (224, 224))
+
+
+def test_report(run, load, tmp_path):
+    run('bench_operator', '--shapes', 't4', *TINY)
+    readme = tmp_path / 'README.md'
+    text = 'before\n<!-- bench:{} -->\nold\n<!-- /bench -->\nafter\n'
+    readme.write_text(text.format('operator') + text.format('module'))
+    report = ['--write', '--readme', str(readme), str(tmp_path)]
+    load('report').main(report)
+    first = readme.read_text()
+    assert '| t4: 1x2x512, G32 | 2 | forward | **internimage** |' in first
+    assert 'Not measured yet.' in first
+    assert 'old' not in first
+    assert first.startswith('before\n')
+    assert first.endswith('<!-- /bench -->\nafter\n')
+    load('report').main(report)
+    assert readme.read_text() == first
+
+
+def made_up(targets, better):
+    """Return results in which each target is met, or just missed."""
+    rows = {}
+    for target in targets:
+        factor = better if target.faster else 1 / better
+        ours, peer = (1.0, target.wanted * factor)
+        if not target.faster:
+            ours, peer = target.wanted * factor, 1.0
+        for name, seconds in (('internimage', ours), (target.peer, peer)):
+            row = dict(case=target.case, batch=target.batch, participant=name)
+            row.update({'pass': target.which, 'median_s': seconds})
+            rows.setdefault(target.benchmark, []).append(row)
+    settings = {'device': 'cpu'}
+    return [dict(benchmark=k, settings=settings, rows=v) for k, v in rows.items()]
+
+
+def test_targets(load, capsys):
+    targets = load('targets')
+    assert len(targets.TARGETS) == 19
+    assert targets.judge(made_up(targets.TARGETS, 1.01))
+    assert 'PUBLISHED' not in capsys.readouterr().out
+    assert not targets.judge(made_up(targets.TARGETS, 0.99))
+    out = capsys.readouterr().out
+    assert out.count('FAIL') == 19
+    # All but one: it is missing, and that is no pass.
+    assert not targets.judge(made_up(targets.TARGETS[1:], 1.01))
+    assert capsys.readouterr().out.count('MISSING') == 1
+    on_cuda = made_up(targets.TARGETS, 1.01)
+    for result in on_cuda:
+        result['settings'] = {'device': 'cuda'}
+    assert not targets.judge(on_cuda)
+
+
+def test_targets_without_the_published_path(load, capsys):
+    targets = load('targets')
+    results = made_up(targets.TARGETS, 1.01)
+    for result in results:
+        for row in result['rows']:
+            row['participant'] = row['participant'].replace(
+                targets.PUBLISHED_PATH, targets.REFERENCE
+            )
+    assert targets.judge(results)
+    assert 'make bench PUBLISHED=' in ' '.join(capsys.readouterr().out.split())

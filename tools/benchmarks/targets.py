@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the CPU should reach, and whether it does: ``make bench``.
+
+Targets are ratios within one run on one machine, so that they hold on any. With
+``--run`` the benchmarks are run first, which takes about five minutes on two cores;
+otherwise result files are read. Exits with 1 if a row misses its target or is missing.
+"""
+
+import argparse
+import operator
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peers import PUBLISHED_PATH, REFERENCE
+from record import OURS, RESULTS, ROOT, load_results
+from timing import say
+
+HERE = Path(__file__).parent
+
+
+class Target(NamedTuple):
+    """One figure that a run on the CPU should give.
+
+    ``wanted`` is a factor of speed for ``faster``, the peer's time over ours, which
+    must reach it; otherwise our time over the peer's, which must not exceed it.
+    """
+
+    name: str
+    benchmark: str
+    case: str
+    batch: int
+    which: str
+    peer: str
+    wanted: float
+    faster: bool
+
+
+TARGETS = [
+    *(
+        Target(
+            f'operator, {which}, {case}',
+            'operator',
+            case,
+            batch,
+            which,
+            PUBLISHED_PATH,
+            wanted,
+            faster=True,
+        )
+        for which, wanted in (('forward', 15.0), ('forward+backward', 8.0))
+        for batch in (1, 8)
+        for case in ('t1', 't2', 't3', 't4')
+    ),
+    *(
+        Target(
+            'InternImage-T, forward',
+            'backbone',
+            'InternImage-T 224x224',
+            batch,
+            'forward',
+            'ConvNeXt-T',
+            1.0,
+            faster=False,
+        )
+        for batch in (1, 8)
+    ),
+    Target(
+        'Mask R-CNN T, training step',
+        'detector',
+        'Mask R-CNN 320x320',
+        1,
+        'training step',
+        REFERENCE,
+        0.5,
+        faster=False,
+    ),
+]
+
+#: Arguments that give these figures, by script.
+RUNS = {
+    'operator': '--shapes t --batch 1 8 --seconds 1',
+    'backbone': '--arch t --batch 1 8 --passes forward --peers ConvNeXt-T --seconds 8',
+    'detector': '--batch 1 --size 320 320 --seconds 10',
+}
+
+
+def find_figure(target: Target, rows: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """Return what was measured, and against whom.
+
+    Where the published path is absent, the PyTorch reference of ours takes its place.
+
+    Raises:
+        LookupError: There is no such row.
+    """
+    found = {
+        row['participant']: row['median_s']
+        for row in rows
+        if (row['benchmark'], row['case']) == (target.benchmark, target.case)
+        and (row['batch'], row['pass']) == (target.batch, target.which)
+        and 'median_s' in row
+    }
+    peers = [target.peer]
+    if target.peer == PUBLISHED_PATH:
+        peers.append(REFERENCE)
+    for peer in peers:
+        if peer in found and OURS in found:
+            ratio = found[peer] / found[OURS]
+            return (ratio if target.faster else 1 / ratio), peer
+    raise LookupError(f'not measured against {target.peer}')
+
+
+def judge(results: Sequence[dict[str, Any]]) -> bool:
+    """Print each target with its figure; return whether all are met.
+
+    Args:
+        results: Result files; only those of the CPU count. Of two rows of the same
+            case the later one does.
+    """
+    rows = [
+        {**row, 'benchmark': result['benchmark']}
+        for result in results
+        if result['settings']['device'] == 'cpu'
+        for row in result['rows']
+    ]
+    all_met, others = True, set()
+    say(f'{"target":38} batch  {"wanted":>9}  {"figure":>7}        against')
+    for target in TARGETS:
+        sign, reaches = ('>=', operator.ge) if target.faster else ('<=', operator.le)
+        try:
+            figure, peer = find_figure(target, rows)
+        except LookupError as error:
+            met, text = False, f'{"-":>7}   MISSING  {error}'
+        else:
+            met = reaches(figure, target.wanted)
+            text = f'{figure:6.2f}x   {"pass" if met else "FAIL":7}  {peer}'
+            others |= {peer} - {target.peer}
+        all_met = all_met and met
+        say(f'{target.name:38} {target.batch:5}  {sign} {target.wanted:5.1f}x  {text}')
+    if others:
+        say(
+            '\nThe published PyTorch path is not here, so that our own reference took '
+            'its\nplace, which is slower. PUBLISHED=<its folder ops_dcnv3> gives it, '
+            'from a clone of\nOpenGVLab/InternImage: make bench '
+            'PUBLISHED=../InternImage/detection/ops_dcnv3'
+        )
+    return all_met
+
+
+def run_all(out: Path, published: Path | None) -> list[Path]:
+    """Run the benchmarks on the CPU, each in its own process; return their results."""
+    before = {path: path.stat().st_mtime_ns for path in out.glob('*.json')}
+    for name, arguments in RUNS.items():
+        command: list[str | Path] = [sys.executable, '-W', 'ignore']
+        command += [HERE / f'bench_{name}.py']
+        command += ['--device', 'cpu', '--dtype', 'float32', '--out', out]
+        command += arguments.split()
+        if name == 'operator':
+            # Whoever has no published code compares with our reference.
+            peer = PUBLISHED_PATH if published else REFERENCE
+            command += ['--peers', peer]
+        if published:
+            command += ['--published', published]
+        say(f'\n$ {shlex.join(map(str, command[3:]))}')
+        subprocess.run(command, check=True, cwd=ROOT)
+    return [
+        path
+        for path in out.glob('*.json')
+        if path.stat().st_mtime_ns != before.get(path)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> bool:
+    """Judge, after running if asked to; return whether all targets are met."""
+    parser = argparse.ArgumentParser(description='Compare the CPU with its targets.')
+    parser.add_argument('files', nargs='*', type=Path, help='JSON files, or folders')
+    parser.add_argument('--run', action='store_true', help='run the benchmarks first')
+    parser.add_argument('--published', type=Path, help='as in the benchmarks')
+    parser.add_argument('--out', type=Path, default=RESULTS, help='for the JSON')
+    args = parser.parse_args(argv)
+    files = args.files
+    if args.run:
+        files = run_all(args.out, args.published and args.published.resolve())
+        say()
+    return judge(load_results(files or [RESULTS]))
+
+
+if __name__ == '__main__':
+    sys.exit(not main())
