@@ -7,7 +7,7 @@ Attribute names are those of the released weights.
 import torch
 from torch import Tensor, nn
 
-from ops_dcnv3.layers import Linear, build_act_layer, build_norm_layer
+from ops_dcnv3.layers import build_act_layer, build_norm_layer, linear
 
 
 class Stem(nn.Module):
@@ -71,13 +71,13 @@ class Mlp(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, act_layer: str) -> None:
         super().__init__()
-        self.fc1 = Linear(channels, hidden_channels)
+        self.fc1 = nn.Linear(channels, hidden_channels)
         self.act = build_act_layer(act_layer)
-        self.fc2 = Linear(hidden_channels, channels)
+        self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
-        return self.fc2(self.fc1(x, self.act))
+        return linear(self.fc2, linear(self.fc1, x, self.act))
 
 
 class DropPath(nn.Module):

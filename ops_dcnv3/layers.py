@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 _ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
@@ -21,32 +20,50 @@ _ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
 _FORMATS = ('channels_first', 'channels_last')
 
 
-class Linear(nn.Linear):
-    """A linear layer that runs faster on a CPU while no gradient is needed.
+def linear(layer: nn.Module, x: Tensor, act: nn.Module | None = None) -> Tensor:
+    """Run a linear layer and an activation, on a CPU by oneDNN where that is faster.
 
     oneDNN adds the bias, and applies a GELU, as it writes the product; PyTorch's own
-    path copies the bias first and reads the product again for the GELU.
-    """
+    path copies the bias first, and reads the product again for the GELU. A layer that
+    is no plain ``nn.Linear``, or has hooks, is called as ever.
 
-    def forward(self, x: Tensor, act: nn.Module | None = None) -> Tensor:
-        """Map ``(..., in_features)`` to ``(..., out_features)``, then apply ``act``."""
-        if (
-            _has_onednn
-            and x.numel() >= _MIN_ROWS * self.in_features
-            and is_plain_inference(x)
-        ):
-            is_gelu = type(act) is nn.GELU and act.approximate == 'none'
-            x = torch.ops.mkldnn._linear_pointwise(
-                x,
-                self.weight,
-                self.bias,
-                'gelu' if is_gelu else 'none',
-                [],
-                'none' if is_gelu else '',
-            )
-            return x if is_gelu or act is None else act(x)
-        x = F.linear(x, self.weight, self.bias)
-        return x if act is None else act(x)
+    Args:
+        layer: Maps ``(..., in_features)`` to ``(..., out_features)``.
+        x: ``(..., in_features)``.
+        act: Applied to the result.
+    """
+    if (
+        _has_onednn
+        and is_plain_inference(x)
+        and is_untouched((layer, nn.Linear))
+        and x.numel() >= _MIN_ROWS * x.shape[-1]
+    ):
+        is_fused = act is not None and _is_exact_gelu(act)
+        x = torch.ops.mkldnn._linear_pointwise(
+            x,
+            layer.weight,
+            layer.bias,
+            'gelu' if is_fused else 'none',
+            [],
+            'none' if is_fused else '',
+        )
+        return x if is_fused or act is None else act(x)
+    x = layer(x)
+    return x if act is None else act(x)
+
+
+def _is_exact_gelu(act: nn.Module) -> bool:
+    return is_untouched((act, nn.GELU)) and act.approximate == 'none'
+
+
+def is_untouched(*modules: tuple[nn.Module, type]) -> bool:
+    """Tell whether modules are of exactly these types, and nobody waits for calls."""
+    return all(
+        type(module) is expected
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        for module, expected in modules
+    )
 
 
 # With fewer, the time to lay the weights out anew is not won back.
@@ -59,7 +76,7 @@ _has_onednn = torch.backends.mkldnn.is_available() and hasattr(
 def is_plain_inference(x: Tensor) -> bool:
     """Tell whether it is float32 on a CPU, and no one looks at the operators.
 
-    Gradients, autocast and compilers need those that they know.
+    Gradients, autocast, compilers and counters need those that they know.
     """
     return (
         type(x) is Tensor
@@ -68,6 +85,7 @@ def is_plain_inference(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
     )
 
 

@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from . import library
 from .functional import apply
 from .geometry import Geometry, IntOrPair, make_geometry, to_pair
-from .layers import Linear, build_act_layer, build_norm_layer, is_plain_inference
+from .layers import (
+    build_act_layer,
+    build_norm_layer,
+    is_plain_inference,
+    is_untouched,
+    linear,
+)
 from .registration import autocast_dtype
 
 
@@ -110,10 +116,10 @@ class DCNv3(nn.Module):
             and act_layer == 'GELU'
         )
         num_points = geometry.num_points
-        self.offset = Linear(channels, groups * num_points * 2)
-        self.mask = Linear(channels, groups * num_points)
-        self.input_proj = Linear(channels, channels)
-        self.output_proj = Linear(channels, channels)
+        self.offset = nn.Linear(channels, groups * num_points * 2)
+        self.mask = nn.Linear(channels, groups * num_points)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
         if center_feature_scale:
             self.center_feature_scale_proj_weight = nn.Parameter(
                 torch.empty(groups, channels)
@@ -123,36 +129,44 @@ class DCNv3(nn.Module):
 
     def reset_parameters(self) -> None:
         """Zero what predicts the sampling; Xavier-uniform projections, zero biases."""
-        for linear in (self.offset, self.mask):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
-        for linear in (self.input_proj, self.output_proj):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for layer in (self.offset, self.mask):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.input_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
         if self.center_feature_scale:
             nn.init.zeros_(self.center_feature_scale_proj_weight)
             nn.init.zeros_(self.center_feature_scale_proj_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
-        projected = self.input_proj(x)
+        projected = linear(self.input_proj, x)
         branch = self._look_at(x)
         offset = self._predict_offset(branch)
-        logits = self.mask(branch).to(offset.dtype)
+        logits = linear(self.mask, branch).to(offset.dtype)
         out = apply(projected, offset, logits, self.geometry, softmax=True)
         if self.center_feature_scale:
             out = self._mix_in_center(out, projected, branch)
-        return self.output_proj(out)
+        return linear(self.output_proj, out)
 
     def _look_at(self, x: Tensor) -> Tensor:
         """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
-        if self._is_branch_fused and is_plain_inference(x):
-            conv: Any = self.dw_conv[0]
-            norm: Any = self.dw_conv.get_submodule('1.1')  # 1.0 changes the layout
+        conv, norm, act = self._branch_layers()
+        if (
+            self._is_branch_fused
+            and is_plain_inference(x)
+            and is_untouched((conv, nn.Conv2d), (norm, nn.LayerNorm), (act, nn.GELU))
+        ):
             return torch.ops.ops_dcnv3.branch_forward(
                 x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
             )
         return self.dw_conv(x.permute(0, 3, 1, 2))
+
+    def _branch_layers(self) -> tuple[Any, Any, Any]:
+        layers: Any = self.dw_conv
+        conv, norm, act = layers
+        return conv, norm[-1], act  # the norm comes after a change of layout
 
     def _predict_offset(self, branch: Tensor) -> Tensor:
         """Predict offsets, in float32 where the layer runs in bfloat16.
@@ -163,7 +177,7 @@ class DCNv3(nn.Module):
         device_type = branch.device.type
         autocast = autocast_dtype(device_type)
         if (autocast or self.offset.weight.dtype) != torch.bfloat16:
-            return self.offset(branch)
+            return linear(self.offset, branch)
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
             return F.linear(
                 branch.float(), self.offset.weight.float(), self.offset.bias.float()

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
-from ops_dcnv3.layers import Linear, is_plain_inference
+from ops_dcnv3.layers import is_plain_inference, linear
 from tests.tolerances import FORWARD, relative_error
 
 branch_forward = torch.ops.ops_dcnv3.branch_forward
@@ -98,13 +99,43 @@ def test_branch_errors(change, message):
 @pytest.mark.parametrize('act', [None, nn.GELU(), nn.GELU('tanh'), nn.SiLU()])
 @pytest.mark.parametrize('rows', [7, 12 * 17])
 def test_linear(act, rows):
-    layer = Linear(24, 40)
+    layer = nn.Linear(24, 40)
     x = torch.randn(rows // 12 or 1, 12, 24)
-    expected = layer(x, act)
+    expected = linear(layer, x, act)
     with torch.no_grad():
-        output = layer(x, act)
+        output = linear(layer, x, act)
     assert output.shape == expected.shape
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hooks_and_other_layers_see_their_calls():
+    """Counters of FLOPs, adapters and the like stand on them."""
+    layer = DCNv3(24, groups=3).eval()
+    x = torch.randn(2, 11, 14, 24)
+    seen = []
+    for name, module in layer.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    with torch.no_grad():
+        expected = layer(x)
+    names = ['0', '1.0', '1.1', '2']
+    assert {name for name in seen if name.startswith('dw_conv')} == {
+        f'dw_conv.{name}' for name in names
+    }
+    assert {'input_proj', 'offset', 'mask', 'output_proj'} <= set(seen)
+
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    plain = DCNv3(24, groups=3).eval()
+    plain.load_state_dict(layer.state_dict())
+    other = DCNv3(24, groups=3).eval()
+    other.output_proj = Doubled(24, 24)
+    other.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other(x), 2 * expected, rtol=1e-4, atol=1e-5)
 
 
 def test_plain_inference():
@@ -115,6 +146,8 @@ def test_plain_inference():
         assert not is_plain_inference(x.double())
         assert not is_plain_inference(x.to('meta'))
         with torch.autocast('cpu'):
+            assert not is_plain_inference(x)
+        with FlopCounterMode(display=False):
             assert not is_plain_inference(x)
 
 
@@ -132,8 +165,8 @@ def test_plain_inference():
 def test_layer_computes_the_same_with_and_without_gradients(settings):
     torch.manual_seed(0)
     layer = DCNv3(24, groups=3, **settings).eval()
-    for linear in (layer.offset, layer.mask):
-        nn.init.normal_(linear.weight, std=0.2)
+    for predicts in (layer.offset, layer.mask):
+        nn.init.normal_(predicts.weight, std=0.2)
     x = torch.randn(2, 11, 14, 24)
     expected = layer(x)
     with torch.no_grad():
