@@ -24,7 +24,7 @@ from models import (
     with_operator,
 )
 from peers import REFERENCE
-from record import OURS, Session, make_parser, new_row
+from record import OURS, Benchmark, make_parser, new_row
 from shapes import ARCHS
 from timing import say
 from torch import Tensor, nn
@@ -58,22 +58,24 @@ def make_ours(arch: str | dict[str, Any]) -> InternImage:
     return model
 
 
-def make_published(session: Session, letter: str, ours: InternImage) -> Participant:
+def make_published(benchmark: Benchmark, letter: str, ours: InternImage) -> Participant:
     """Return the published backbone with our weights, whose names are the same.
 
     Raises:
         ImportError: It is not there.
     """
     settings = InternImage.arch_settings[ARCHS[letter]]
-    model = published.build_backbone(session.args.published, session.device, settings)
+    model = published.build_backbone(
+        benchmark.args.published, benchmark.device, settings
+    )
     left = model.load_state_dict(ours.state_dict(), strict=False)
     assert not left.unexpected_keys, left.unexpected_keys
-    model = model.to(session.device, session.dtype)
+    model = model.to(benchmark.device, benchmark.dtype)
     run: Any = model.forward_features_seq_out  # returns the maps, channels last
     return Participant(model, lambda x: run(x)[-1].permute(0, 3, 1, 2), True)
 
 
-def make_timm(session: Session, name: str, image: int) -> Participant:
+def make_timm(benchmark: Benchmark, name: str, image: int) -> Participant:
     """Return a model of timm with random weights.
 
     Raises:
@@ -84,26 +86,28 @@ def make_timm(session: Session, name: str, image: int) -> Participant:
     # Swin is made for one size of image.
     more: dict[str, Any] = {'img_size': image} if name.startswith('swin') else {}
     model: Any = timm.create_model(name, num_classes=0, **more)
-    model = model.to(session.device, session.dtype)
+    model = model.to(benchmark.device, benchmark.dtype)
     return Participant(model, model.forward_features, False)
 
 
 def find_participants(
-    session: Session, letter: str, ours: InternImage, image: int
+    benchmark: Benchmark, letter: str, ours: InternImage, image: int
 ) -> tuple[dict[str, Participant], dict[str, str]]:
     """Return who takes part in the comparison, and why others do not."""
     own = Participant(ours, lambda x: ours(x)[-1], True)
     found, missing = {OURS: own}, {}
-    if session.wants(REFERENCE):
+    if benchmark.wants(REFERENCE):
         found[REFERENCE] = own._replace(run=with_operator(REFERENCE, own.run))
     makers: dict[str, Callable[[], Participant]] = {
-        PUBLISHED: partial(make_published, session, letter, ours)
+        PUBLISHED: partial(make_published, benchmark, letter, ours)
     }
     for name in SIZES.get(letter, ()):
         family = FAMILIES[name.split('_')[0]]
-        makers[f'{family}-{letter.upper()}'] = partial(make_timm, session, name, image)
+        makers[f'{family}-{letter.upper()}'] = partial(
+            make_timm, benchmark, name, image
+        )
     for name, make in makers.items():
-        if session.wants(name):
+        if benchmark.wants(name):
             try:
                 found[name] = make()
             except ImportError as error:
@@ -111,26 +115,26 @@ def find_participants(
     return found, missing
 
 
-def run_case(session: Session, letter: str, batch: int, image: int) -> None:
+def run_case(benchmark: Benchmark, letter: str, batch: int, image: int) -> None:
     """Check and time all participants on one size of batch."""
     torch.manual_seed(0)
-    small = session.args.small
+    small = benchmark.args.small
     ours = make_ours(
         dict(channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8))
         if small
         else ARCHS[letter]
-    ).to(session.device, session.dtype)
-    x = torch.randn(batch, 3, image, image, device=session.device).to(session.dtype)
-    found, missing = find_participants(session, letter, ours.eval(), image)
+    ).to(benchmark.device, benchmark.dtype)
+    x = torch.randn(batch, 3, image, image, device=benchmark.device).to(benchmark.dtype)
+    found, missing = find_participants(benchmark, letter, ours.eval(), image)
     for participant in found.values():
         participant.model.eval()
     checked = {name: p.run if p.checked else None for name, p in found.items()}
     errors, wrong = check_all(checked, ours, x)
     missing |= wrong
     found = {name: p for name, p in found.items() if name not in wrong}
-    size = 'small' if session.args.small else letter.upper()
+    size = 'small' if benchmark.args.small else letter.upper()
     name_of_case = f'InternImage-{size} {image}x{image}'
-    for which in session.args.passes:
+    for which in benchmark.args.passes:
         calls, rows = {}, {}
         for name, (model, run, _) in found.items():
             row = new_row(name_of_case, batch, which, name, error=errors[name])
@@ -142,10 +146,10 @@ def run_case(session: Session, letter: str, batch: int, image: int) -> None:
             calls[name], rows[name] = call, row
         for name, reason in missing.items():
             rows[name] = new_row(name_of_case, batch, which, name, missing=reason)
-        session.time(calls, rows)
+        benchmark.time(calls, rows)
         for name in found:
             rows[name]['images_per_s'] = batch / rows[name]['median_s']
-        if which == FORWARD and session.device.type == 'cpu':
+        if which == FORWARD and benchmark.device.type == 'cpu':
             rows[OURS]['copies'] = count_copies(calls[OURS])
             say(f'{"":51}copies in a forward pass of ours: {rows[OURS]["copies"]}')
 
@@ -166,11 +170,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
         '--small', action='store_true', help='a tiny backbone of ours, to try this out'
     )
     args = parser.parse_args(argv)
-    session = Session('backbone', args)
+    benchmark = Benchmark('backbone', args)
     for letter in args.arch:
         for batch in args.batch:
-            run_case(session, letter, batch, args.image)
-    return session.write()
+            run_case(benchmark, letter, batch, args.image)
+    return benchmark.write()
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from models import TOLERANCE, draw_weights, error_of, with_operator
 from peers import REFERENCE
-from record import OURS, ROOT, Session, WrongResultError, make_parser, new_row
+from record import OURS, ROOT, Benchmark, WrongResultError, make_parser, new_row
 from timing import Call
 from torch import nn
 
@@ -113,20 +113,20 @@ def check(model: nn.Module, size: Sequence[int], dtype: torch.dtype) -> float:
     return error
 
 
-def run_case(session: Session, config: Config, batch: int, size: list[int]) -> None:
+def run_case(benchmark: Benchmark, config: Config, batch: int, size: list[int]) -> None:
     """Check and time a training step with each operator."""
     torch.manual_seed(0)
-    model = make_model(config).to(session.device).train()
-    error = check(model, size, session.dtype)
-    step = make_step(model, make_batch(batch, *size), session.dtype)
+    model = make_model(config).to(benchmark.device).train()
+    error = check(model, size, benchmark.dtype)
+    step = make_step(model, make_batch(batch, *size), benchmark.dtype)
     case = f'Mask R-CNN {size[0]}x{size[1]}'
     calls, rows = {}, {}
     for name in (OURS, REFERENCE):
-        if name == OURS or session.wants(name):
+        if name == OURS or benchmark.wants(name):
             calls[name] = with_operator(name, step)
             rows[name] = new_row(case, batch, STEP, name)
             rows[name]['error'] = error if name == OURS else None
-    session.time(calls, rows)
+    benchmark.time(calls, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -154,10 +154,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if args.small:
         config.merge_from_dict(SMALL)
     args.config = Path(args.config).stem
-    session = Session('detector', args)
+    benchmark = Benchmark('detector', args)
     for batch in args.batch:
-        run_case(session, config, batch, args.size)
-    return session.write()
+        run_case(benchmark, config, batch, args.size)
+    return benchmark.write()
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from models import (
     with_operator,
 )
 from peers import REFERENCE
-from record import OURS, Session, make_parser, new_row
+from record import OURS, Benchmark, make_parser, new_row
 from shapes import ARCHS, Shape, find_shapes
 from torch import nn
 
@@ -40,13 +40,13 @@ def make_layer(shape: Shape) -> DCNv3:
     return layer
 
 
-def make_published(session: Session, ours: DCNv3) -> nn.Module:
+def make_published(benchmark: Benchmark, ours: DCNv3) -> nn.Module:
     """Return the published layer with our weights, whose names are the same.
 
     Raises:
         ImportError: It is not there.
     """
-    kind = published.load_layer(session.args.published, session.device)
+    kind = published.load_layer(benchmark.args.published, benchmark.device)
     layer = kind(
         channels=ours.channels,
         group=ours.geometry.groups,
@@ -55,27 +55,27 @@ def make_published(session: Session, ours: DCNv3) -> nn.Module:
         center_feature_scale=ours.center_feature_scale,
     )
     layer.load_state_dict(ours.state_dict())
-    return layer.to(session.device, session.dtype)
+    return layer.to(benchmark.device, benchmark.dtype)
 
 
-def run_case(session: Session, shape: Shape) -> None:
+def run_case(benchmark: Benchmark, shape: Shape) -> None:
     """Check and time all participants on one shape."""
-    ours = make_layer(shape).to(session.device, session.dtype)
+    ours = make_layer(shape).to(benchmark.device, benchmark.dtype)
     size = (shape.batch, shape.height, shape.width, shape.channels)
-    x = torch.randn(size, device=session.device).to(session.dtype)
+    x = torch.randn(size, device=benchmark.device).to(benchmark.dtype)
     layers: dict[str, nn.Module] = {OURS: ours}
     missing = {}
-    if session.wants(REFERENCE):
+    if benchmark.wants(REFERENCE):
         layers[REFERENCE] = ours
-    if session.wants(PUBLISHED):
+    if benchmark.wants(PUBLISHED):
         try:
-            layers[PUBLISHED] = make_published(session, ours)
+            layers[PUBLISHED] = make_published(benchmark, ours)
         except ImportError as error:
             missing[PUBLISHED] = str(error)
     runs = {name: with_operator(name, layer) for name, layer in layers.items()}
     errors, wrong = check_all({**runs}, ours, x)
     missing |= wrong
-    for which in session.args.passes:
+    for which in benchmark.args.passes:
         calls, rows = {}, {}
         for name in [*runs, *(name for name in missing if name not in runs)]:
             row = new_row(shape.name, shape.batch, which, name, size=list(shape[2:6]))
@@ -86,7 +86,7 @@ def run_case(session: Session, shape: Shape) -> None:
                 calls[name] = forward_call(runs[name], x)
             else:
                 calls[name] = training_call(runs[name], layers[name], x)
-        session.time(calls, rows)
+        benchmark.time(calls, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -101,14 +101,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
     )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
-    session = Session('module', args)
+    benchmark = Benchmark('module', args)
     done = set()
     for batch in args.batch:
         for shape in find_shapes(args.shapes, batch, tuple(args.image)):
             if shape not in done:
-                run_case(session, shape)
+                run_case(benchmark, shape)
             done.add(shape)
-    return session.write()
+    return benchmark.write()
 
 
 if __name__ == '__main__':

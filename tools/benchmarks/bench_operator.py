@@ -12,8 +12,8 @@ import torch
 from peers import Adapted, Problem, find_adapters, make_problem
 from record import (
     OURS,
+    Benchmark,
     Row,
-    Session,
     WrongResultError,
     make_parser,
     new_row,
@@ -91,16 +91,18 @@ def make_calls(adapted: Adapted) -> dict[str, Call]:
     return {FORWARD: forward, BOTH: both}
 
 
-def run_case(session: Session, shape: Shape, softmax: bool, bandwidth: float) -> None:
+def run_case(
+    benchmark: Benchmark, shape: Shape, softmax: bool, bandwidth: float
+) -> None:
     """Check and time all participants on one shape."""
-    problem = make_problem(shape, session.device, session.dtype, softmax)
-    adapters = find_adapters(session.args.published, session.device)
-    tolerance = TOLERANCE[session.dtype]
+    problem = make_problem(shape, benchmark.device, benchmark.dtype, softmax)
+    adapters = find_adapters(benchmark.args.published, benchmark.device)
+    tolerance = TOLERANCE[benchmark.dtype]
     missing: dict[str, str] = {}
     errors: dict[str, float] = {}
     calls: dict[str, dict[str, Call]] = {FORWARD: {}, BOTH: {}}
     for name, adapter in adapters.items():
-        if name != OURS and not session.wants(name):
+        if name != OURS and not benchmark.wants(name):
             continue
         if isinstance(adapter, str):
             missing[name] = adapter
@@ -120,14 +122,14 @@ def run_case(session: Session, shape: Shape, softmax: bool, bandwidth: float) ->
             continue
         for which, call in make_calls(adapted).items():
             calls[which][name] = call
-    for which in session.args.passes:
+    for which in benchmark.args.passes:
         rows = {}
         for name in [name for name in adapters if name in errors.keys() | missing]:
             row = new_row(shape.name, shape.batch, which, name, size=list(shape[2:6]))
             known = {'missing': missing[name]} if name in missing else {}
             rows[name] = row | known | {'error': errors.get(name)}
-        session.time(calls[which], rows)
-        add_floor(rows, shape, which, session.dtype, bandwidth)
+        benchmark.time(calls[which], rows)
+        add_floor(rows, shape, which, benchmark.dtype, bandwidth)
 
 
 def add_floor(
@@ -146,7 +148,7 @@ def add_floor(
             row['gb_per_s'] = moved / row['median_s'] / 1e9
 
 
-def run_growth(session: Session, sizes: list[int], batches: list[int]) -> None:
+def run_growth(benchmark: Benchmark, sizes: list[int], batches: list[int]) -> None:
     """Time ours on the first stage of T as images and batches grow.
 
     The time of a pixel should stay the same, but for what a call costs and for what
@@ -156,16 +158,16 @@ def run_growth(session: Session, sizes: list[int], batches: list[int]) -> None:
     cases += [('batch', batch, 224) for batch in batches]
     for name, batch, size in cases:
         shape = find_shapes(['t1'], batch, (size, size))[0]
-        problem = make_problem(shape, session.device, session.dtype, softmax=False)
-        adapted = find_adapters(None, session.device)[OURS]
+        problem = make_problem(shape, benchmark.device, benchmark.dtype, softmax=False)
+        adapted = find_adapters(None, benchmark.device)[OURS]
         assert not isinstance(adapted, str)
         error = check(problem, adapted(problem), backward=False)
-        if error > TOLERANCE[session.dtype]:
+        if error > TOLERANCE[benchmark.dtype]:
             raise WrongResultError(f'{shape}: error {error:.1e}')
         calls = make_calls(adapted(problem))
-        for which in session.args.passes:
+        for which in benchmark.args.passes:
             row = new_row(f'growth of {name}: {size}', batch, which, OURS, error=error)
-            session.time({OURS: calls[which]}, {OURS: row})
+            benchmark.time({OURS: calls[which]}, {OURS: row})
             row['ns_per_pixel'] = row['median_s'] / shape.pixels * 1e9
             say(f'{"":51}{row["ns_per_pixel"]:.1f} ns per pixel of the map')
 
@@ -205,19 +207,19 @@ def main(argv: Sequence[str] | None = None) -> Path:
     )
     args = parser.parse_args(argv)
     torch.manual_seed(0)
-    session = Session('operator-softmax' if args.softmax else 'operator', args)
-    bandwidth = copy_bandwidth(session.device, args.copy_mib * 2**20)
-    session.machine['copy_gb_per_s'] = round(bandwidth / 1e9, 1)
+    benchmark = Benchmark('operator-softmax' if args.softmax else 'operator', args)
+    bandwidth = copy_bandwidth(benchmark.device, args.copy_mib * 2**20)
+    benchmark.machine['copy_gb_per_s'] = round(bandwidth / 1e9, 1)
     say(f'{"copy":14}{bandwidth / 1e9:.1f} GB/s, read and written\n')
     done = set()
     for batch in args.batch:
         for shape in find_shapes(args.shapes, batch, tuple(args.image)):
             if shape not in done:  # the paper's shape has a batch of its own
-                run_case(session, shape, args.softmax, bandwidth)
+                run_case(benchmark, shape, args.softmax, bandwidth)
             done.add(shape)
     if args.growth:
-        run_growth(session, args.growth_sizes, args.growth_batches)
-    return session.write()
+        run_growth(benchmark, args.growth_sizes, args.growth_batches)
+    return benchmark.write()
 
 
 if __name__ == '__main__':

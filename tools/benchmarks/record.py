@@ -63,7 +63,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-class Session:
+class Benchmark:
     """One run of a benchmark: its device, header and rows.
 
     Args:
