@@ -159,15 +159,9 @@ void backward(
   const Plan<acc_t> plan(g, end - begin < kGroups ? end - begin : kGroups);
   const int64_t most_channels = plan.groups * channels;
   // Copies of a few groups, widened: what neighbouring points read and sum is
-  // close together, and half precision is rounded once, at the end. The
-  // distance of the copies keeps a load of one from looking like a store to the
-  // other, which processors tell apart by the last 12 bits of an address.
-  const int64_t image_size = pixels * most_channels;
-  const int64_t page = 4096 / sizeof(acc_t);
-  const int64_t gap = (image_size / page + 1) * page + page / 2;
-  Scratch<acc_t> images(gap + image_size);
-  const acc_t* const features = images.data();
-  acc_t* const sums = images.data() + gap;
+  // close together, and half precision is rounded once, at the end.
+  Scratch<acc_t> features(pixels * most_channels);
+  Scratch<acc_t> sums(pixels * most_channels);
   Scratch<acc_t> grads(plan.pixels * most_channels);
   Scratch<acc_t> products(plan.size * kLanes<acc_t>);
   Scratch<acc_t> grad_offset(2 * plan.size);
@@ -196,12 +190,12 @@ void backward(
     copy_channels(
         p.input + start,
         g.channels(),
-        images.data(),
+        features.data(),
         own_channels,
         pixels,
         own_channels);
-    __builtin_memset(sums, 0, pixels * own_channels * sizeof(acc_t));
-    const int64_t nowhere = distance<acc_t>(features, zeros.data());
+    sums.zero();
+    const int64_t nowhere = distance<acc_t>(features.data(), zeros.data());
     const int64_t out_start = n * g.out_height * g.out_width;
     const int64_t out_end = out_start + g.out_height * g.out_width;
     for (int64_t pixel = out_start, count; pixel < out_end; pixel += count) {
@@ -232,11 +226,11 @@ void backward(
               plan,
               first,
               grads.data() + i * own_channels + channel,
-              features + channel,
+              features.data() + channel,
               channels,
               nowhere,
               sink.data(),
-              sums + channel,
+              sums.data() + channel,
               products.data());
           first += plan.points;
         }
@@ -264,7 +258,7 @@ void backward(
           own_points);
     }
     copy_channels(
-        static_cast<const acc_t*>(sums),
+        sums.data(),
         own_channels,
         p.grad_input + start,
         g.channels(),
