@@ -6,6 +6,7 @@ OpenGVLab/InternImage@31c962d. An assertion says of a setting that it has one va
 all published recipes, which the translation relies on.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
@@ -24,6 +25,26 @@ def flatten(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
         return
     for key, item in items:
         yield from flatten(item, f'{name}.{key}' if name else str(key))
+
+
+def find_differences(
+    published: dict, ours: dict, ignored: re.Pattern[str]
+) -> dict[str, tuple]:
+    """Return setting -> (published value, our value), where they differ.
+
+    Of ours only the parts that the published recipe has count, less what is ignored.
+    """
+    expected = dict(flatten(published))
+    actual = {
+        name: value
+        for name, value in flatten(ours)
+        if name.split('.')[0] in published and not ignored.fullmatch(name)
+    }
+    return {
+        name: (expected.get(name), actual.get(name))
+        for name in expected.keys() | actual.keys()
+        if expected.get(name) != actual.get(name)
+    }
 
 
 def has_dict(value: Any) -> bool:

@@ -21,7 +21,11 @@ from torch import nn
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
-from tests.configs.published_detection import flatten, modern_recipe, with_defaults
+from tests.configs.published_detection import (
+    find_differences,
+    modern_recipe,
+    with_defaults,
+)
 from tests.golden import DATA, read_json
 
 ROOT = Path(__file__).parents[2]
@@ -118,17 +122,7 @@ def our_recipe(config: Config) -> dict:
 def differences(ours: str, published: str) -> dict[str, tuple]:
     """Return setting -> (published value, our value), where they differ."""
     recipe = modern_recipe(RECIPES[published])
-    expected = dict(flatten(recipe))
-    actual = {
-        name: value
-        for name, value in flatten(our_recipe(load(ours)))
-        if name.split('.')[0] in recipe and not NOT_IN_MMDET_2.fullmatch(name)
-    }
-    return {
-        name: (expected.get(name), actual.get(name))
-        for name in expected.keys() | actual.keys()
-        if expected.get(name) != actual.get(name)
-    }
+    return find_differences(recipe, our_recipe(load(ours)), NOT_IN_MMDET_2)
 
 
 @every_pair

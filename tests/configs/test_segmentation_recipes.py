@@ -21,7 +21,7 @@ from torch import nn
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
-from tests.configs.published_detection import flatten, with_defaults
+from tests.configs.published_detection import find_differences, with_defaults
 from tests.configs.published_segmentation import modern_recipe
 from tests.golden import read_json
 
@@ -113,17 +113,7 @@ def our_recipe(config: Config) -> dict:
 def differences(published: str, ours: str) -> dict[str, tuple]:
     """Return setting -> (published value, our value), where they differ."""
     recipe = modern_recipe(RECIPES[published])
-    expected = dict(flatten(recipe))
-    actual = {
-        name: value
-        for name, value in flatten(our_recipe(load(ours)))
-        if name.split('.')[0] in recipe and not NOT_IN_MMSEG_0.fullmatch(name)
-    }
-    return {
-        name: (expected.get(name), actual.get(name))
-        for name in expected.keys() | actual.keys()
-        if expected.get(name) != actual.get(name)
-    }
+    return find_differences(recipe, our_recipe(load(ours)), NOT_IN_MMSEG_0)
 
 
 @every_pair
