@@ -8,7 +8,7 @@ all published recipes, which the translation relies on.
 
 import re
 
-from tests.configs.published_detection import with_defaults
+from tests.configs.comparison import with_defaults
 
 IMAGES_PER_LR = 512  # a published learning rate is for so many images
 

@@ -9,11 +9,11 @@ in all published recipes, which the translation relies on.
 import inspect
 from typing import Any
 
+from tests.configs.comparison import with_defaults
 from tests.configs.published_detection import (
     modern_optim_wrapper,
     renamed,
     step_of,
-    with_defaults,
     without,
 )
 

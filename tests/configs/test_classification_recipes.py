@@ -24,8 +24,8 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
+from tests.configs.comparison import find_differences, flatten, with_defaults
 from tests.configs.published_classification import merge, modern_recipe
-from tests.configs.published_detection import flatten, with_defaults
 from tests.golden import DATA, read_json
 
 ROOT = Path(__file__).parents[2]
@@ -112,16 +112,7 @@ def our_recipe(config: Config) -> dict:
 def test_settings_are_the_published_ones(ours: str, published: dict):
     recipe = modern_recipe(published)
     expected = dict(flatten(recipe))
-    actual = {
-        name: value
-        for name, value in flatten(our_recipe(load(ours)))
-        if name.split('.')[0] in recipe and not NOT_PUBLISHED.fullmatch(name)
-    }
-    differences = {
-        name: (expected.get(name), actual.get(name))
-        for name in expected.keys() | actual.keys()
-        if expected.get(name) != actual.get(name)
-    }
+    differences = find_differences(recipe, our_recipe(load(ours)), NOT_PUBLISHED)
     assert differences == {
         name: values
         for name, values in INTENDED.items()

@@ -21,11 +21,8 @@ from torch import nn
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
-from tests.configs.published_detection import (
-    find_differences,
-    modern_recipe,
-    with_defaults,
-)
+from tests.configs.comparison import find_differences, with_defaults
+from tests.configs.published_detection import modern_recipe
 from tests.golden import DATA, read_json
 
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from torch import nn
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
-from tests.configs.published_detection import find_differences, with_defaults
+from tests.configs.comparison import find_differences, with_defaults
 from tests.configs.published_segmentation import modern_recipe
 from tests.golden import read_json
 

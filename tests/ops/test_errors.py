@@ -138,7 +138,9 @@ def test_settings(function, name):
         function(*CASE.tensors(), **(CASE.kwargs | settings))
 
 
-@pytest.mark.parametrize('name', BAD_TENSORS.keys() - {'list', 'sparse'})
+@pytest.mark.parametrize(
+    'name', [x for x in BAD_TENSORS if x not in ('list', 'sparse')]
+)
 def test_direct_call(name):
     """A caller of torch.ops goes past the Python checks and is stopped in C++."""
     change, _, _ = BAD_TENSORS[name]
