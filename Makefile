@@ -2,6 +2,8 @@
 
 # The Python that .venv is made with: 3.10, 3.11 or 3.12.
 PYTHON ?= python3
+# Tests run in this many processes, each with one thread: models of tests are small.
+JOBS ?= 2
 
 RUN := .venv/bin
 CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
@@ -34,8 +36,8 @@ format: setup ## Mend what a program can mend
 	@$(RUN)/ruff format .
 	@$(RUN)/clang-format -i $(CXX_SOURCES)
 
-test: setup ## Run all tests; ARGS='-k dcnv3' chooses some
-	@$(RUN)/python -m pytest $(ARGS)
+test: setup ## Run all tests, JOBS=2 at a time; ARGS='-k dcnv3' chooses some
+	@OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 test-gpu: setup ## Run the tests that need a CUDA device; without one they fail
 	@REQUIRE_CUDA=1 $(RUN)/python -m pytest -m gpu $(ARGS)

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 pytest.importorskip('mmpretrain')
 
 from internimage.classification.imagenet1k_head import ROWS_22K, ImageNet1kHead
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
 
 
 def state_dict(num_classes: int) -> dict[str, torch.Tensor]:
