@@ -8,13 +8,102 @@
 namespace dcnv3 {
 namespace DCNV3_CAPABILITY {
 
+// What the backward pass knows of each point. A corner outside the image weighs
+// nothing, and points to a pixel of zeros.
+template <typename acc_t>
+class ScatterPlan : public Plan<acc_t> {
+ private:
+  Scratch<acc_t> numbers_;
+  Scratch<int64_t> positions_;
+
+ public:
+  using Plan<acc_t>::size;
+
+  ScatterPlan(const Geometry& g, int64_t most_groups)
+      : Plan<acc_t>(g, most_groups), numbers_(6 * size), positions_(4 * size) {
+    numbers_.zero();
+  }
+
+  acc_t* ly() const { return numbers_.data(); }
+  acc_t* lx() const { return numbers_.data() + size; }
+  // Weight of a corner of each point, mask included.
+  acc_t* weight(int corner) const {
+    return numbers_.data() + (2 + corner) * size;
+  }
+  // Start of a corner's pixel in the image, in elements.
+  int64_t* position(int corner) const {
+    return positions_.data() + corner * size;
+  }
+};
+
+// Write what the samples from index i on weigh and where they are. column_step
+// is the distance between input pixels of a row, and nowhere the position of a
+// pixel of zeros, both in elements.
+template <typename acc_t>
+inline void write_samples(
+    const Geometry& g,
+    const ScatterPlan<acc_t>& plan,
+    int64_t i,
+    const Samples<acc_t>& samples,
+    Lanes<acc_t> mask,
+    int64_t column_step,
+    int64_t nowhere) {
+  using Positions = Vector<int64_t, kLanes<acc_t>>;
+  const Lanes<acc_t> zero = {};
+  const int64_t row_step = g.width * column_step;
+  if (!g.softmax) {
+    // A mask outside the image may be NaN, and must not reach the gradients.
+    mask = samples.is_inside ? mask : zero;
+  }
+  store(plan.mask() + i, mask);
+  store(plan.ly() + i, samples.bilinear.ly);
+  store(plan.lx() + i, samples.bilinear.lx);
+  const auto top = __builtin_convertvector(samples.top, Integers<acc_t>);
+  const auto left = __builtin_convertvector(samples.left, Integers<acc_t>);
+  const Positions start =
+      __builtin_convertvector(top, Positions) * row_step +
+      __builtin_convertvector(left, Positions) * column_step;
+  for (int corner = 0; corner < 4; ++corner) {
+    const Integers<acc_t> is_in =
+        samples.is_inside &
+        (corner >> 1 ? samples.has_bottom : samples.has_top) &
+        (corner & 1 ? samples.has_right : samples.has_left);
+    store<acc_t>(
+        plan.weight(corner) + i,
+        is_in ? mask * samples.bilinear.weight(corner) : zero);
+    const int64_t step =
+        (corner >> 1 ? row_step : 0) + (corner & 1 ? column_step : 0);
+    // By bits, as compilers choose between wide vectors lane by lane.
+    const Positions position = (__builtin_convertvector(is_in, Positions) &
+                                (start + (step - nowhere))) +
+                               nowhere;
+    __builtin_memcpy(plan.position(corner) + i, &position, sizeof(position));
+  }
+}
+
+// The distance from `from` to `to` in elements. They belong to different
+// tensors, whose distance only integers may have.
+template <typename T>
+inline int64_t distance(const T* from, const T* to) {
+  return (static_cast<int64_t>(reinterpret_cast<uintptr_t>(to)) -
+          static_cast<int64_t>(reinterpret_cast<uintptr_t>(from))) /
+         static_cast<int64_t>(sizeof(T));
+}
+
+// What is `position` elements from `base`, maybe in another tensor.
+template <typename T>
+inline T* at(T* base, int64_t position) {
+  return reinterpret_cast<T*>(
+      reinterpret_cast<uintptr_t>(base) + position * sizeof(T));
+}
+
 // Add the gradient of one group of an output pixel to that of its corners, and
 // start its dot product with the features of each: products has a register for
 // each point, with kLanes / 4 parts of the sum for each corner. known_whole is
 // the number of channels where the compiler should know it, 0 elsewhere.
 template <int known_whole, typename acc_t>
 inline void scatter(
-    const Plan<acc_t>& plan,
+    const ScatterPlan<acc_t>& plan,
     int64_t first,
     const acc_t* grads,
     const acc_t* input,
@@ -77,7 +166,7 @@ inline void scatter(
 template <typename acc_t>
 inline void plan_grads(
     const Geometry& g,
-    const Plan<acc_t>& plan,
+    const ScatterPlan<acc_t>& plan,
     int64_t count,
     const acc_t* products,
     acc_t* grad_offset,
@@ -156,7 +245,9 @@ void backward(
   using acc_t = typename Accumulator<scalar_t>::type;
   const int64_t channels = g.group_channels;
   const int64_t pixels = g.height * g.width;
-  const Plan<acc_t> plan(g, end - begin < kGroups ? end - begin : kGroups);
+  const ScatterPlan<acc_t> plan(
+      g,
+      end - begin < kGroups ? end - begin : kGroups);
   const int64_t most_channels = plan.groups * channels;
   // Copies of a few groups, widened: what neighbouring points read and sum is
   // close together, and half precision is rounded once, at the end.
@@ -196,6 +287,10 @@ void backward(
         own_channels);
     sums.zero();
     const int64_t nowhere = distance<acc_t>(features.data(), zeros.data());
+    const auto write =
+        [&](int64_t i, const Samples<acc_t>& samples, auto mask) {
+          write_samples(g, plan, i, samples, mask, own_channels, nowhere);
+        };
     const int64_t out_start = n * g.out_height * g.out_width;
     const int64_t out_end = out_start + g.out_height * g.out_width;
     for (int64_t pixel = out_start, count; pixel < out_end; pixel += count) {
@@ -209,16 +304,15 @@ void backward(
           own_channels,
           count,
           own_channels);
-      plan_pixels<true>(
+      plan_pixels(
           g,
           pixel,
           count,
           groups,
           p.offset + q * plan.points * 2,
           p.mask + q * plan.points,
-          own_channels,
-          nowhere,
-          plan);
+          plan,
+          write);
       int64_t first = 0;
       for (int64_t i = 0; i < count; ++i) {
         for (int64_t channel = 0; channel < own_channels; channel += channels) {

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <limits>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -102,6 +103,15 @@ Tensor dcnv3_forward_cpu(
        offset_scale,
        remove_center,
        softmax});
+  // The kernels count the pixels of an image, and the channels of a row, in
+  // integers as wide as the accumulator.
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  STD_TORCH_CHECK(
+      g.height * g.width <= kMost && g.width * g.channels() <= kMost,
+      "input: expected images of fewer than 2^31 pixels, and rows of fewer "
+      "than "
+      "2^31 numbers, got ",
+      shape_text(input));
   Tensor output = torch::stable::new_empty(
       input,
       {g.batch, g.out_height, g.out_width, g.channels()});

@@ -5,6 +5,8 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #if defined(__clang__)
 #pragma clang attribute push(            \
     __attribute__((target("avx2,fma"))), \

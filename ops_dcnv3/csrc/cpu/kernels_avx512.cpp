@@ -5,6 +5,13 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+// GCC 12 warns of its own functions that leave a register undefined on purpose.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
 #if defined(__clang__)
 #pragma clang attribute push(                                               \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), \

@@ -6,7 +6,7 @@
 // output pixels, where their corners are and what they weigh: arithmetic that
 // is the same for every point, done for a register of points at a time. Then
 // the plan is applied to the channels of each group, a register at a time,
-// without a branch: a corner outside the image points to a pixel of zeros.
+// without a branch. Each kernel adds to the plan what it wants to know.
 #pragma once
 
 #include "vectors.h"
@@ -26,10 +26,8 @@ inline void widen(const source_t* source, int64_t count, acc_t* target) {
   }
 }
 
-// Where the points of some output pixels sample an image: of neighbouring
-// pixels of a row, and of the same groups of each. Corner k = 0..3 of a sample
-// is pixel (y0 + k / 2, x0 + k % 2); ly and lx in [0, 1) are the weights of the
-// lower and right corners.
+// Room for the points of some output pixels: of neighbouring pixels of a row,
+// and of the same groups of each.
 template <typename acc_t>
 class Plan {
  public:
@@ -40,7 +38,6 @@ class Plan {
 
  private:
   Scratch<acc_t> numbers_;
-  Scratch<int64_t> positions_;
 
  public:
   // A plan for at most the groups given.
@@ -49,30 +46,19 @@ class Plan {
         groups(clamp(kPoints / points, most_groups)),
         pixels(clamp(kPoints / (points * groups), g.out_width)),
         size((pixels * groups * points / kLanes<acc_t> + 1) * kLanes<acc_t>),
-        numbers_(13 * size),
-        positions_(4 * size) {
+        numbers_(6 * size) {
     numbers_.zero();
   }
 
   // Weight of each point, before the bilinear ones.
   acc_t* mask() const { return numbers_.data(); }
-  acc_t* ly() const { return numbers_.data() + 2 * size; }
-  acc_t* lx() const { return numbers_.data() + 3 * size; }
-  // Weight of a corner of each point, mask included.
-  acc_t* weight(int corner) const {
-    return numbers_.data() + (4 + corner) * size;
-  }
-  // Start of a corner's pixel in the image, in elements.
-  int64_t* position(int corner) const {
-    return positions_.data() + corner * size;
-  }
   // Distance of each point's pixel from the first one, in input pixels.
-  acc_t* pixel_shift() const { return numbers_.data() + 8 * size; }
+  acc_t* pixel_shift() const { return numbers_.data() + size; }
   // Distances of each point's tap from the centre of the kernel.
-  acc_t* tap_y() const { return numbers_.data() + 9 * size; }
-  acc_t* tap_x() const { return numbers_.data() + 10 * size; }
+  acc_t* tap_y() const { return numbers_.data() + 2 * size; }
+  acc_t* tap_x() const { return numbers_.data() + 3 * size; }
   // Pairs (x, y).
-  acc_t* offset() const { return numbers_.data() + 11 * size; }
+  acc_t* offset() const { return numbers_.data() + 4 * size; }
 
  private:
   // Points planned at once: a compromise between full registers and a plan that
@@ -147,23 +133,37 @@ inline void plan_softmax(const Plan<acc_t>& plan, int64_t count) {
   }
 }
 
-// Plan count points of output pixels from (ho, wo) on, with their offsets and
-// weights. column_step is the distance between input pixels of a row, and
-// nowhere the position of a pixel of zeros, both in elements. Only the backward
-// pass reads bilinear weights and masks again.
-template <bool for_backward, typename acc_t>
-inline void plan_samples(
+// A register of samples. Corner k = 0..3 of one is pixel (top + k / 2, left + k
+// % 2).
+template <typename acc_t>
+struct Samples {
+  // Numbers, so that comparisons work for images of any size.
+  Lanes<acc_t> top;
+  Lanes<acc_t> left;
+  Bilinear<Lanes<acc_t>> bilinear;
+  // Which rows and columns of corners are in the image, and whether any corner
+  // is: all bits, or none.
+  Integers<acc_t> has_top;
+  Integers<acc_t> has_bottom;
+  Integers<acc_t> has_left;
+  Integers<acc_t> has_right;
+  Integers<acc_t> is_inside;
+};
+
+// Place count points of output pixels from (ho, wo) on, with their offsets and
+// weights, and call write(index of the first, samples, weights) for each
+// register of them.
+template <typename acc_t, typename write_t>
+inline void place_samples(
     const Geometry& g,
     int64_t ho,
     int64_t wo,
     const acc_t* offset,
     const acc_t* mask,
     int64_t count,
-    int64_t column_step,
-    int64_t nowhere,
-    const Plan<acc_t>& plan) {
+    const Plan<acc_t>& plan,
+    const write_t& write) {
   constexpr int lanes = kLanes<acc_t>;
-  using Positions = Vector<int64_t, lanes>;
   const acc_t center_y =
       tap_center<acc_t>(ho, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h);
   const acc_t center_x =
@@ -171,63 +171,38 @@ inline void plan_samples(
   const acc_t scale = static_cast<acc_t>(g.offset_scale);
   const acc_t height = static_cast<acc_t>(g.height);
   const acc_t width = static_cast<acc_t>(g.width);
-  const int64_t row_step = g.width * column_step;
   const Lanes<acc_t> zero = {};
+  const acc_t* const pixel_shift = plan.pixel_shift();
+  const acc_t* const tap_y = plan.tap_y();
+  const acc_t* const tap_x = plan.tap_x();
 
   for (int64_t i = 0; i < count; i += lanes) {
     const auto first = load(offset + 2 * i);
     const auto second = load(offset + 2 * i + lanes);
-    auto x = (center_x + load(plan.pixel_shift() + i)) +
-             load(plan.tap_x() + i) +
+    auto x = (center_x + load(pixel_shift + i)) + load(tap_x + i) +
              every_second<acc_t, 0>(first, second) * scale;
-    auto y = center_y + load(plan.tap_y() + i) +
+    auto y = center_y + load(tap_y + i) +
              every_second<acc_t, 1>(first, second) * scale;
+    Samples<acc_t> samples;
     // False for NaN too.
-    const auto is_inside = (y > -1) & (y < height) & (x > -1) & (x < width);
-    y = is_inside ? y : zero;
-    x = is_inside ? x : zero;
-    // Truncation is floor() for what is above -1, after a step down below 0.
-    const auto y0 = __builtin_convertvector(y, Integers<acc_t>) + (y < 0);
-    const auto x0 = __builtin_convertvector(x, Integers<acc_t>) + (x < 0);
-    // As numbers, so that the comparisons work for images of any size.
-    const auto top = __builtin_convertvector(y0, Lanes<acc_t>);
-    const auto left = __builtin_convertvector(x0, Lanes<acc_t>);
-    const Bilinear<Lanes<acc_t>> sample{y - top, x - left};
-    auto weight = load(mask + i);
-    if (for_backward) {
-      if (!g.softmax) {
-        // A mask outside the image may be NaN, and must not reach the
-        // gradients.
-        weight = is_inside ? weight : zero;
-      }
-      store(plan.mask() + i, weight);
-      store(plan.ly() + i, sample.ly);
-      store(plan.lx() + i, sample.lx);
-    }
-    const Positions start =
-        __builtin_convertvector(y0, Positions) * row_step +
-        __builtin_convertvector(x0, Positions) * column_step;
-    for (int corner = 0; corner < 4; ++corner) {
-      const auto row_is_in = corner >> 1 ? top < height - 1 : top >= 0;
-      const auto column_is_in = corner & 1 ? left < width - 1 : left >= 0;
-      const Integers<acc_t> is_in = is_inside & row_is_in & column_is_in;
-      store<acc_t>(
-          plan.weight(corner) + i,
-          is_in ? weight * sample.weight(corner) : zero);
-      const int64_t step =
-          (corner >> 1 ? row_step : 0) + (corner & 1 ? column_step : 0);
-      // By bits, as compilers choose between wide vectors lane by lane.
-      const Positions position = (__builtin_convertvector(is_in, Positions) &
-                                  (start + (step - nowhere))) +
-                                 nowhere;
-      __builtin_memcpy(plan.position(corner) + i, &position, sizeof(position));
-    }
+    samples.is_inside = (y > -1) & (y < height) & (x > -1) & (x < width);
+    y = samples.is_inside ? y : zero;
+    x = samples.is_inside ? x : zero;
+    samples.top = floor_of<acc_t>(y);
+    samples.left = floor_of<acc_t>(x);
+    samples.bilinear = {y - samples.top, x - samples.left};
+    samples.has_top = samples.top >= 0;
+    samples.has_bottom = samples.top < height - 1;
+    samples.has_left = samples.left >= 0;
+    samples.has_right = samples.left < width - 1;
+    write(i, samples, load(mask + i));
   }
 }
 
 // Plan the points of `pixels` output pixels from one on, and of `groups`
-// groups. offset and mask are those of the first pixel's first group.
-template <bool for_backward, typename acc_t, typename point_t>
+// groups. offset and mask are those of the first pixel's first group; write as
+// in place_samples.
+template <typename acc_t, typename point_t, typename write_t>
 inline void plan_pixels(
     const Geometry& g,
     int64_t pixel,
@@ -235,9 +210,8 @@ inline void plan_pixels(
     int64_t groups,
     const point_t* offset,
     const point_t* mask,
-    int64_t column_step,
-    int64_t nowhere,
-    const Plan<acc_t>& plan) {
+    const Plan<acc_t>& plan,
+    const write_t& write) {
   const int64_t count = groups * plan.points;
   const int64_t step = g.groups * plan.points;
   const acc_t* wide_offset = plan.offset();
@@ -262,32 +236,15 @@ inline void plan_pixels(
   if (g.softmax) {
     plan_softmax(plan, pixels * count);
   }
-  plan_samples<for_backward>(
+  place_samples(
       g,
       pixel / g.out_width % g.out_height,
       pixel % g.out_width,
       wide_offset,
       wide_mask,
       pixels * count,
-      column_step,
-      nowhere,
-      plan);
-}
-
-// The distance from `from` to `to` in elements. They belong to different
-// tensors, whose distance only integers may have.
-template <typename T>
-inline int64_t distance(const T* from, const T* to) {
-  return (static_cast<int64_t>(reinterpret_cast<uintptr_t>(to)) -
-          static_cast<int64_t>(reinterpret_cast<uintptr_t>(from))) /
-         static_cast<int64_t>(sizeof(T));
-}
-
-// What is `position` elements from `base`, maybe in another tensor.
-template <typename T>
-inline T* at(T* base, int64_t position) {
-  return reinterpret_cast<T*>(
-      reinterpret_cast<uintptr_t>(base) + position * sizeof(T));
+      plan,
+      write);
 }
 
 }  // namespace DCNV3_CAPABILITY

@@ -3,7 +3,7 @@
 // each kernels_*.cpp after it has chosen its instruction set and set
 // DCNV3_CAPABILITY and DCNV3_VECTOR_BYTES. Includes nothing itself: an inline
 // function of a library header compiled here with AVX-512 could be the copy
-// that the linker keeps for everyone.
+// that the linker keeps for everyone. (Those of immintrin.h have no copy.)
 #pragma once
 
 namespace dcnv3 {
@@ -48,6 +48,13 @@ inline Vector<T, lanes> load_raw(const void* source) {
 
 template <typename acc_t>
 inline void store(acc_t* target, Lanes<acc_t> vector) {
+  __builtin_memcpy(target, &vector, sizeof(vector));
+}
+
+template <typename acc_t>
+inline void store_integers(
+    typename Accumulator<acc_t>::integer* target,
+    Integers<acc_t> vector) {
   __builtin_memcpy(target, &vector, sizeof(vector));
 }
 
@@ -112,6 +119,93 @@ inline Lanes<acc_t> every_second(Lanes<acc_t> a, Lanes<acc_t> b) {
   }
   return __builtin_shuffle(a, b, index);
 #endif
+}
+
+// Pairs, or other units, of lanes from a and b in turn; from the first half of
+// each, or from the second.
+template <typename acc_t, int unit, int half>
+inline Lanes<acc_t> zip(Lanes<acc_t> a, Lanes<acc_t> b) {
+  constexpr int lanes = kLanes<acc_t>;
+#if defined(__clang__)
+  Lanes<acc_t> result;
+  for (int i = 0; i < lanes; ++i) {
+    const int source = i / (2 * unit) * unit + i % unit + half * lanes / 2;
+    result[i] = i / unit % 2 ? b[source] : a[source];
+  }
+  return result;
+#else
+  Integers<acc_t> index;
+  for (int i = 0; i < lanes; ++i) {
+    const int source = i / (2 * unit) * unit + i % unit + half * lanes / 2;
+    index[i] = i / unit % 2 ? lanes + source : source;
+  }
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
+// Store four registers lane by lane: a[0], b[0], c[0], d[0], a[1] and so on.
+template <typename acc_t>
+inline void store_in_turn(
+    acc_t* target,
+    Lanes<acc_t> a,
+    Lanes<acc_t> b,
+    Lanes<acc_t> c,
+    Lanes<acc_t> d) {
+  constexpr int lanes = kLanes<acc_t>;
+  const auto ab = zip<acc_t, 1, 0>(a, b);
+  const auto cd = zip<acc_t, 1, 0>(c, d);
+  const auto more_ab = zip<acc_t, 1, 1>(a, b);
+  const auto more_cd = zip<acc_t, 1, 1>(c, d);
+  store<acc_t>(target, zip<acc_t, 2, 0>(ab, cd));
+  store<acc_t>(target + lanes, zip<acc_t, 2, 1>(ab, cd));
+  store<acc_t>(target + 2 * lanes, zip<acc_t, 2, 0>(more_ab, more_cd));
+  store<acc_t>(target + 3 * lanes, zip<acc_t, 2, 1>(more_ab, more_cd));
+}
+
+// Fill a register with each of four numbers.
+template <typename acc_t>
+inline void spread_four(const acc_t* source, Lanes<acc_t> (&spread)[4]) {
+#if DCNV3_VECTOR_BYTES > 16
+  if constexpr (sizeof(acc_t) == 4) {
+    // One load and four shuffles; loads are what the kernels have most of.
+    const __m128 four = _mm_loadu_ps(source);
+#if DCNV3_VECTOR_BYTES == 64
+    const __m512 all = _mm512_broadcast_f32x4(four);
+    spread[0] = (Lanes<acc_t>)_mm512_permute_ps(all, 0x00);
+    spread[1] = (Lanes<acc_t>)_mm512_permute_ps(all, 0x55);
+    spread[2] = (Lanes<acc_t>)_mm512_permute_ps(all, 0xaa);
+    spread[3] = (Lanes<acc_t>)_mm512_permute_ps(all, 0xff);
+#else
+    const __m256 all = _mm256_set_m128(four, four);
+    spread[0] = (Lanes<acc_t>)_mm256_permute_ps(all, 0x00);
+    spread[1] = (Lanes<acc_t>)_mm256_permute_ps(all, 0x55);
+    spread[2] = (Lanes<acc_t>)_mm256_permute_ps(all, 0xaa);
+    spread[3] = (Lanes<acc_t>)_mm256_permute_ps(all, 0xff);
+#endif
+    return;
+  }
+#endif
+  for (int i = 0; i < 4; ++i) {
+    spread[i] = Lanes<acc_t>{} + source[i];
+  }
+}
+
+// floor(x) for -1 < x.
+template <typename acc_t>
+inline Lanes<acc_t> floor_of(Lanes<acc_t> x) {
+#if DCNV3_VECTOR_BYTES > 16
+  if constexpr (sizeof(acc_t) == 4) {
+    constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+#if DCNV3_VECTOR_BYTES == 64
+    return (Lanes<acc_t>)_mm512_roundscale_ps((__m512)x, kDown);
+#else
+    return (Lanes<acc_t>)_mm256_round_ps((__m256)x, kDown);
+#endif
+  }
+#endif
+  // Truncation, after a step down below 0.
+  const auto floor = __builtin_convertvector(x, Integers<acc_t>) + (x < 0);
+  return __builtin_convertvector(floor, Lanes<acc_t>);
 }
 
 // Sums of neighbouring lanes: first of a, then of b.
