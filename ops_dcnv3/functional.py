@@ -123,7 +123,11 @@ def apply(
     softmax: bool = False,
 ) -> Tensor:
     """Check the tensors and run the fastest backend."""
-    if all(isinstance(t, Tensor) for t in (input, offset, mask)):
+    if (
+        isinstance(input, Tensor)
+        and isinstance(offset, Tensor)
+        and isinstance(mask, Tensor)
+    ):
         input, offset, mask = registration.cast_for_autocast(input, offset, mask)
     check_tensors(input, offset, mask, geometry)
     if library.has_kernels_for(input.device.type):

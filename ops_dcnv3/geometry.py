@@ -25,13 +25,15 @@ def to_pair(name: str, value: IntOrPair, minimum: int) -> tuple[int, int]:
         ValueError: Smaller than ``minimum``.
     """
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or any(
-        isinstance(v, bool) or not isinstance(v, int) for v in pair
-    ):
+    if len(pair) != 2 or not (_is_int(pair[0]) and _is_int(pair[1])):
         raise TypeError(f'{name}: expected an int or an (h, w) pair, got {value!r}')
     if min(pair) < minimum:
         raise ValueError(f'{name}: expected at least {minimum}, got {value!r}')
     return pair[0], pair[1]
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class Geometry(NamedTuple):
@@ -65,18 +67,10 @@ class Geometry(NamedTuple):
 
         A size is 0 or less where the kernel does not fit.
         """
-        out_h, out_w = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, pad, dilation in zip(
-                (height, width),
-                self.kernel_size,
-                self.stride,
-                self.padding,
-                self.dilation,
-                strict=True,
-            )
-        )
-        return out_h, out_w
+        (kernel_h, kernel_w), (dilation_h, dilation_w) = self.kernel_size, self.dilation
+        room_h = height + 2 * self.padding[0] - dilation_h * (kernel_h - 1) - 1
+        room_w = width + 2 * self.padding[1] - dilation_w * (kernel_w - 1) - 1
+        return room_h // self.stride[0] + 1, room_w // self.stride[1] + 1
 
 
 def make_geometry(
@@ -96,7 +90,7 @@ def make_geometry(
             kernel that has no centre (an even side) or no other point (1 x 1).
     """
     kernel = to_pair('kernel_size', kernel_size, 1)
-    if isinstance(groups, bool) or not isinstance(groups, int):
+    if not _is_int(groups):
         raise TypeError(f'groups: expected an int, got {groups!r}')
     if groups < 1:
         raise ValueError(f'groups: expected at least 1, got {groups}')
@@ -177,7 +171,7 @@ def check_tensors(
         ('mask', mask, groups * points, 'G*P'),
     ):
         expected = (n, out_h, out_w, channels)
-        if tuple(tensor.shape) != expected:
+        if tensor.shape != expected:
             raise ValueError(
                 f'{name}: expected {expected} = (N, Ho, Wo, {formula}), '
                 f'got {tuple(tensor.shape)}'

@@ -119,14 +119,19 @@ def _run_below_autograd(*args: Any) -> Tensor:
 def run(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:
     """Call the operator, by the shortest way that there is."""
     args = (input, offset, mask, *settings)
-    tensors = args[:3]
-    if torch.compiler.is_compiling() or any(
-        type(t) not in (Tensor, torch.nn.Parameter) for t in tensors
+    if torch.compiler.is_compiling() or not (
+        _is_plain(input) and _is_plain(offset) and _is_plain(mask)
     ):
         return torch.ops.ops_dcnv3.dcnv3_forward(*args)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and (
+        input.requires_grad or offset.requires_grad or mask.requires_grad
+    ):
         return _Function.apply(*args)
     return _run_below_autograd(*args)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
 
 
 # -- Autocast ------------------------------------------------------------------------

@@ -10,6 +10,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -35,10 +36,10 @@ struct Settings {
   bool softmax;
 };
 
-inline std::string shape_text(const Tensor& tensor) {
+inline std::string text_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   std::string text = "(";
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(sizes[i]);
   }
   return text + ")";
 }
@@ -47,19 +48,14 @@ inline void check_shape(
     const char* name,
     const Tensor& tensor,
     const std::vector<int64_t>& expected) {
-  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
-  std::string text;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    text += (i ? ", " : "") + std::to_string(expected[i]);
-    same = same && tensor.size(static_cast<int64_t>(i)) == expected[i];
-  }
+  const auto sizes = tensor.sizes();
   STD_TORCH_CHECK(
-      same,
+      std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()),
       name,
-      ": expected (",
-      text,
-      "), got ",
-      shape_text(tensor));
+      ": expected ",
+      text_of(expected),
+      ", got ",
+      text_of(sizes));
 }
 
 inline void check_pair(
@@ -91,7 +87,7 @@ inline Geometry make_geometry(
   STD_TORCH_CHECK(
       input.dim() == 4,
       "input: expected 4 dimensions (N, H, W, C), got ",
-      shape_text(input));
+      text_of(input.sizes()));
   STD_TORCH_CHECK(
       settings.groups > 0 && input.size(3) > 0 &&
           input.size(3) % settings.groups == 0,
@@ -140,7 +136,7 @@ inline Geometry make_geometry(
   STD_TORCH_CHECK(
       g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0,
       "input: an empty output comes from ",
-      shape_text(input),
+      text_of(input.sizes()),
       " with these settings");
   const int64_t points = g.groups * g.points();
   check_shape(
@@ -173,6 +169,11 @@ inline void check_grad_output(
           grad_output.is_cuda() == input.is_cuda() &&
           grad_output.get_device_index() == input.get_device_index(),
       "grad_output: expected the dtype and device of input");
+}
+
+// The tensor itself if it is contiguous; asking for it is a slow call.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 // Call launch.template operator()<scalar_t, point_t>() for the dtypes of

@@ -47,12 +47,12 @@ Tensor branch_forward_cpu(
   STD_TORCH_CHECK(
       input.dim() == 4,
       "input: expected (N, H, W, C), got ",
-      shape_text(input));
+      text_of(input.sizes()));
   const int64_t channels = input.size(3);
   STD_TORCH_CHECK(
       weight.dim() == 4 && weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1,
       "weight: expected (C, 1, odd, odd), got ",
-      shape_text(weight));
+      text_of(weight.sizes()));
   check_shape("weight", weight, {channels, 1, weight.size(2), weight.size(3)});
   check_shape("bias", bias, {channels});
   check_shape("norm_weight", norm_weight, {channels});
@@ -65,7 +65,7 @@ Tensor branch_forward_cpu(
         "weight, bias, norm_weight, norm_bias: expected the dtype and device "
         "of "
         "input");
-    inputs.push_back(torch::stable::contiguous(*tensor));
+    inputs.push_back(dense(*tensor));
   }
   const BranchSizes sizes{
       input.size(1),

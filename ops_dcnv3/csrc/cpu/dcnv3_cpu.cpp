@@ -111,19 +111,14 @@ Tensor dcnv3_forward_cpu(
       "input: expected images of fewer than 2^31 pixels, and rows of fewer "
       "than "
       "2^31 numbers, got ",
-      shape_text(input));
+      text_of(input.sizes()));
   Tensor output = torch::stable::new_empty(
       input,
       {g.batch, g.out_height, g.out_width, g.channels()});
   dispatch_dtypes(
       input.scalar_type(),
       offset.scalar_type(),
-      LaunchForward{
-          g,
-          torch::stable::contiguous(input),
-          torch::stable::contiguous(offset),
-          torch::stable::contiguous(mask),
-          output});
+      LaunchForward{g, dense(input), dense(offset), dense(mask), output});
   return output;
 }
 
@@ -161,10 +156,10 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(
       offset.scalar_type(),
       LaunchBackward{
           g,
-          torch::stable::contiguous(input),
-          torch::stable::contiguous(offset),
-          torch::stable::contiguous(mask),
-          torch::stable::contiguous(grad_output),
+          dense(input),
+          dense(offset),
+          dense(mask),
+          dense(grad_output),
           grad_input,
           grad_offset,
           grad_mask});
