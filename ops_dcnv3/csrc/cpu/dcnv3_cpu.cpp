@@ -27,6 +27,17 @@ std::string cpu_capability() {
   }
 }
 
+// The kernels count pixels, and the numbers of a row, in integers that are as
+// wide as the accumulator.
+void check_sides(const Tensor& input, const Geometry& g) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
+  STD_TORCH_CHECK(
+      g.height * g.width <= kMost && g.width * g.channels() <= kMost,
+      "input: expected images of fewer than 2^31 - 1 pixels, and rows of fewer "
+      "than 2^31 - 1 numbers, got ",
+      text_of(input.sizes()));
+}
+
 struct LaunchForward {
   const Geometry& g;
   const Tensor& input;
@@ -103,15 +114,7 @@ Tensor dcnv3_forward_cpu(
        offset_scale,
        remove_center,
        softmax});
-  // The kernels count the pixels of an image, and the channels of a row, in
-  // integers as wide as the accumulator.
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  STD_TORCH_CHECK(
-      g.height * g.width <= kMost && g.width * g.channels() <= kMost,
-      "input: expected images of fewer than 2^31 pixels, and rows of fewer "
-      "than "
-      "2^31 numbers, got ",
-      text_of(input.sizes()));
+  check_sides(input, g);
   Tensor output = torch::stable::new_empty(
       input,
       {g.batch, g.out_height, g.out_width, g.channels()});
@@ -148,6 +151,7 @@ std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(
        remove_center,
        softmax});
   check_grad_output(grad_output, input, g);
+  check_sides(input, g);
   Tensor grad_input = torch::stable::new_empty(input, input.sizes());
   Tensor grad_offset = torch::stable::new_empty(offset, offset.sizes());
   Tensor grad_mask = torch::stable::new_empty(mask, mask.sizes());

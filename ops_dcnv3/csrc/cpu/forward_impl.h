@@ -8,82 +8,8 @@
 namespace dcnv3 {
 namespace DCNV3_CAPABILITY {
 
-// What the forward pass knows of each point. A sample that has one row of
-// corners inside the image alone reads that twice, each time with half of the
-// weight, and so for columns: nothing is read outside, and nothing is added
-// that might be infinite.
-template <typename acc_t>
-class GatherPlan : public Plan<acc_t> {
- public:
-  using integer = typename Accumulator<acc_t>::integer;
-
- private:
-  Scratch<acc_t> weights_;
-  Scratch<integer> positions_;
-
- public:
-  explicit GatherPlan(const Geometry& g)
-      : Plan<acc_t>(g, g.groups),
-        weights_(4 * this->size),
-        positions_(3 * this->size) {}
-
-  // Of each point, the weights of its corners, mask included.
-  acc_t* weights() const { return weights_.data(); }
-  // Number of the first corner's pixel in the image; -1 if all are outside.
-  integer* pixel() const { return positions_.data(); }
-  // Distances in elements from one row of corners to the other, and from one
-  // column to the other.
-  integer* down() const { return positions_.data() + this->size; }
-  integer* right() const { return positions_.data() + 2 * this->size; }
-};
-
-// Write what the samples from index i on weigh and where they are.
-template <typename acc_t>
-inline void write_samples(
-    const Geometry& g,
-    const GatherPlan<acc_t>& plan,
-    int64_t i,
-    const Samples<acc_t>& samples,
-    Lanes<acc_t> mask) {
-  using integer = typename Accumulator<acc_t>::integer;
-  const Lanes<acc_t> zero = {};
-  const acc_t half = static_cast<acc_t>(0.5);
-  // A mask outside the image may be NaN.
-  mask = samples.is_inside ? mask : zero;
-  const auto has_rows = samples.has_top & samples.has_bottom;
-  const auto has_columns = samples.has_left & samples.has_right;
-  const auto lower = samples.bilinear.ly;
-  const auto upper = 1 - lower;
-  const auto one_row = half * (samples.has_top ? upper : lower);
-  const auto right = samples.bilinear.lx;
-  const auto left = 1 - right;
-  const auto one_column = half * (samples.has_left ? left : right);
-  const auto top_weight = mask * (has_rows ? upper : one_row);
-  const auto bottom_weight = mask * (has_rows ? lower : one_row);
-  const auto left_weight = has_columns ? left : one_column;
-  const auto right_weight = has_columns ? right : one_column;
-  store_in_turn<acc_t>(
-      plan.weights() + 4 * i,
-      top_weight * left_weight,
-      top_weight * right_weight,
-      bottom_weight * left_weight,
-      bottom_weight * right_weight);
-
-  const auto row = __builtin_convertvector(
-      samples.has_top ? samples.top : zero,
-      Integers<acc_t>);
-  const auto column = __builtin_convertvector(
-      samples.has_left ? samples.left : zero,
-      Integers<acc_t>);
-  const Integers<acc_t> pixel = row * static_cast<integer>(g.width) + column;
-  const Integers<acc_t> down = samples.is_inside & has_rows &
-                               static_cast<integer>(g.width * g.channels());
-  const Integers<acc_t> to_right =
-      samples.is_inside & has_columns & static_cast<integer>(g.channels());
-  store_integers<acc_t>(plan.pixel() + i, pixel | ~samples.is_inside);
-  store_integers<acc_t>(plan.down() + i, down);
-  store_integers<acc_t>(plan.right() + i, to_right);
-}
+// The pixel of zeros is elsewhere in memory.
+constexpr int64_t kNowhere = -1;
 
 // The points of a group in a plan.
 template <typename acc_t>
@@ -174,7 +100,7 @@ template <
     typename acc_t>
 __attribute__((noinline)) void gather(
     const Geometry& g,
-    const GatherPlan<acc_t>& plan,
+    const Plan<acc_t>& plan,
     int64_t pixels,
     int64_t groups,
     const scalar_t* input,
@@ -213,7 +139,7 @@ __attribute__((noinline)) void gather(
 template <int known_count, typename scalar_t, typename acc_t>
 inline void gather_all(
     const Geometry& g,
-    const GatherPlan<acc_t>& plan,
+    const Plan<acc_t>& plan,
     int64_t pixels,
     int64_t groups,
     const scalar_t* input,
@@ -254,12 +180,9 @@ void forward(
     int64_t end) {
   using acc_t = typename Accumulator<scalar_t>::type;
   const int64_t image_size = g.height * g.width * g.channels();
-  const GatherPlan<acc_t> plan(g);
+  const Plan<acc_t> plan(g, g.groups);
   Scratch<scalar_t> zeros(g.group_channels);
   zeros.zero();
-  const auto write = [&](int64_t i, const Samples<acc_t>& samples, auto mask) {
-    write_samples(g, plan, i, samples, mask);
-  };
   const auto gather_plan = plan.points == 9 ? &gather_all<9, scalar_t, acc_t>
                                             : &gather_all<0, scalar_t, acc_t>;
   int64_t planned_groups = 0;
@@ -280,15 +203,16 @@ void forward(
         planned_groups = groups;
       }
       const int64_t q = pixel * g.groups + group;
-      plan_pixels(
+      plan_pixels<false>(
           g,
           pixel,
           pixels,
           groups,
           p.offset + q * plan.points * 2,
           p.mask + q * plan.points,
-          plan,
-          write);
+          g.channels(),
+          kNowhere,
+          plan);
       const scalar_t* input =
           p.input + n * image_size + group * g.group_channels;
       gather_plan(

@@ -6,7 +6,10 @@
 // output pixels, where their corners are and what they weigh: arithmetic that
 // is the same for every point, done for a register of points at a time. Then
 // the plan is applied to the channels of each group, a register at a time,
-// without a branch. Each kernel adds to the plan what it wants to know.
+// without a branch. A point outside the image has a pixel of zeros for all
+// corners. One that has only one row of corners inside uses that twice, each
+// time with half of the weight, and so for columns: nothing is read outside,
+// and nothing is added that a point does not touch, which might be infinite.
 #pragma once
 
 #include "vectors.h"
@@ -26,11 +29,13 @@ inline void widen(const source_t* source, int64_t count, acc_t* target) {
   }
 }
 
-// Room for the points of some output pixels: of neighbouring pixels of a row,
-// and of the same groups of each.
+// Where the points of some output pixels sample an image: of neighbouring
+// pixels of a row, and of the same groups of each.
 template <typename acc_t>
 class Plan {
  public:
+  using integer = typename Accumulator<acc_t>::integer;
+
   const int64_t points;  // of a group of a pixel
   const int64_t groups;  // at most, of a pixel
   const int64_t pixels;  // at most
@@ -38,6 +43,7 @@ class Plan {
 
  private:
   Scratch<acc_t> numbers_;
+  Scratch<integer> integers_;
 
  public:
   // A plan for at most the groups given.
@@ -46,19 +52,37 @@ class Plan {
         groups(clamp(kPoints / points, most_groups)),
         pixels(clamp(kPoints / (points * groups), g.out_width)),
         size((pixels * groups * points / kLanes<acc_t> + 1) * kLanes<acc_t>),
-        numbers_(6 * size) {
+        numbers_(12 * size),
+        integers_(4 * size) {
     numbers_.zero();
   }
 
-  // Weight of each point, before the bilinear ones.
-  acc_t* mask() const { return numbers_.data(); }
+  // Of each point, the weights of its corners, mask included. Corner k = 0..3
+  // is in row k / 2 and column k % 2 of them.
+  acc_t* weights() const { return numbers_.data(); }
+  // Number of the first corner's pixel in the image.
+  integer* pixel() const { return integers_.data(); }
+  // Distances in elements from one row of corners to the other, and from one
+  // column to the other.
+  integer* down() const { return integers_.data() + size; }
+  integer* right() const { return integers_.data() + 2 * size; }
+
+  // What only the backward pass reads: weight of each point before the bilinear
+  // ones, weights of the lower and right corners, and which rows and columns of
+  // corners are in the image, as a sum of numbers.
+  acc_t* mask() const { return numbers_.data() + 4 * size; }
+  acc_t* ly() const { return numbers_.data() + 5 * size; }
+  acc_t* lx() const { return numbers_.data() + 6 * size; }
+  integer* inside() const { return integers_.data() + 3 * size; }
+  static constexpr integer kTop = 1, kBottom = 2, kLeft = 4, kRight = 8;
+
   // Distance of each point's pixel from the first one, in input pixels.
-  acc_t* pixel_shift() const { return numbers_.data() + size; }
+  acc_t* pixel_shift() const { return numbers_.data() + 7 * size; }
   // Distances of each point's tap from the centre of the kernel.
-  acc_t* tap_y() const { return numbers_.data() + 2 * size; }
-  acc_t* tap_x() const { return numbers_.data() + 3 * size; }
+  acc_t* tap_y() const { return numbers_.data() + 8 * size; }
+  acc_t* tap_x() const { return numbers_.data() + 9 * size; }
   // Pairs (x, y).
-  acc_t* offset() const { return numbers_.data() + 4 * size; }
+  acc_t* offset() const { return numbers_.data() + 10 * size; }
 
  private:
   // Points planned at once: a compromise between full registers and a plan that
@@ -133,48 +157,42 @@ inline void plan_softmax(const Plan<acc_t>& plan, int64_t count) {
   }
 }
 
-// A register of samples. Corner k = 0..3 of one is pixel (top + k / 2, left + k
-// % 2).
-template <typename acc_t>
-struct Samples {
-  // Numbers, so that comparisons work for images of any size.
-  Lanes<acc_t> top;
-  Lanes<acc_t> left;
-  Bilinear<Lanes<acc_t>> bilinear;
-  // Which rows and columns of corners are in the image, and whether any corner
-  // is: all bits, or none.
-  Integers<acc_t> has_top;
-  Integers<acc_t> has_bottom;
-  Integers<acc_t> has_left;
-  Integers<acc_t> has_right;
-  Integers<acc_t> is_inside;
-};
-
-// Place count points of output pixels from (ho, wo) on, with their offsets and
-// weights, and call write(index of the first, samples, weights) for each
-// register of them.
-template <typename acc_t, typename write_t>
-inline void place_samples(
+// Plan count points of output pixels from (ho, wo) on, with their offsets and
+// weights. channels is the distance between the pixels of the image, and
+// nowhere the number of the pixel of zeros.
+template <bool for_backward, typename acc_t>
+inline void plan_samples(
     const Geometry& g,
     int64_t ho,
     int64_t wo,
     const acc_t* offset,
     const acc_t* mask,
     int64_t count,
-    const Plan<acc_t>& plan,
-    const write_t& write) {
+    int64_t channels,
+    int64_t nowhere,
+    const Plan<acc_t>& plan) {
+  using integer = typename Accumulator<acc_t>::integer;
+  using Whole = Integers<acc_t>;
   constexpr int lanes = kLanes<acc_t>;
   const acc_t center_y =
       tap_center<acc_t>(ho, g.stride_h, g.pad_h, g.dilation_h, g.kernel_h);
   const acc_t center_x =
       tap_center<acc_t>(wo, g.stride_w, g.pad_w, g.dilation_w, g.kernel_w);
   const acc_t scale = static_cast<acc_t>(g.offset_scale);
+  const acc_t half = static_cast<acc_t>(0.5);
   const acc_t height = static_cast<acc_t>(g.height);
   const acc_t width = static_cast<acc_t>(g.width);
   const Lanes<acc_t> zero = {};
+  const Whole no_pixel = Whole{} + static_cast<integer>(nowhere);
+  const auto image_width = static_cast<integer>(g.width);
+  const auto row_step = static_cast<integer>(g.width * channels);
+  const auto column_step = static_cast<integer>(channels);
+  // The compiler can not know that no store changes them.
   const acc_t* const pixel_shift = plan.pixel_shift();
   const acc_t* const tap_y = plan.tap_y();
   const acc_t* const tap_x = plan.tap_x();
+  acc_t* const weights = plan.weights();
+  integer* const integers[3] = {plan.pixel(), plan.down(), plan.right()};
 
   for (int64_t i = 0; i < count; i += lanes) {
     const auto first = load(offset + 2 * i);
@@ -183,26 +201,69 @@ inline void place_samples(
              every_second<acc_t, 0>(first, second) * scale;
     auto y = center_y + load(tap_y + i) +
              every_second<acc_t, 1>(first, second) * scale;
-    Samples<acc_t> samples;
     // False for NaN too.
-    samples.is_inside = (y > -1) & (y < height) & (x > -1) & (x < width);
-    y = samples.is_inside ? y : zero;
-    x = samples.is_inside ? x : zero;
-    samples.top = floor_of<acc_t>(y);
-    samples.left = floor_of<acc_t>(x);
-    samples.bilinear = {y - samples.top, x - samples.left};
-    samples.has_top = samples.top >= 0;
-    samples.has_bottom = samples.top < height - 1;
-    samples.has_left = samples.left >= 0;
-    samples.has_right = samples.left < width - 1;
-    write(i, samples, load(mask + i));
+    const Whole is_inside = (y > -1) & (y < height) & (x > -1) & (x < width);
+    y = is_inside ? y : zero;
+    x = is_inside ? x : zero;
+    // Numbers, so that the comparisons work for images of any size.
+    const auto top = floor_of<acc_t>(y);
+    const auto left = floor_of<acc_t>(x);
+    const Whole has_top = top >= 0;
+    const Whole has_bottom = top < height - 1;
+    const Whole has_left = left >= 0;
+    const Whole has_right = left < width - 1;
+    const Whole has_rows = has_top & has_bottom;
+    const Whole has_columns = has_left & has_right;
+
+    const auto ly = y - top;
+    const auto lx = x - left;
+    const auto hy = 1 - ly;
+    const auto hx = 1 - lx;
+    const auto one_row = half * (has_top ? hy : ly);
+    const auto one_column = half * (has_left ? hx : lx);
+    // A mask outside the image may be NaN.
+    const auto given = load(mask + i);
+    const auto weight = is_inside ? given : zero;
+    const auto upper = weight * (has_rows ? hy : one_row);
+    const auto lower = weight * (has_rows ? ly : one_row);
+    const auto lefter = has_columns ? hx : one_column;
+    const auto righter = has_columns ? lx : one_column;
+    store_in_turn<acc_t>(
+        weights + 4 * i,
+        upper * lefter,
+        upper * righter,
+        lower * lefter,
+        lower * righter);
+
+    const auto row =
+        __builtin_convertvector(has_top ? top : zero, Integers<acc_t>);
+    const auto column =
+        __builtin_convertvector(has_left ? left : zero, Integers<acc_t>);
+    const Whole pixel = row * image_width + column;
+    store_integers<acc_t>(integers[0] + i, is_inside ? pixel : no_pixel);
+    store_integers<acc_t>(integers[1] + i, is_inside & has_rows & row_step);
+    store_integers<acc_t>(
+        integers[2] + i,
+        is_inside & has_columns & column_step);
+
+    if constexpr (for_backward) {
+      using P = Plan<acc_t>;
+      // Of logits, what is outside has its share in the softmax.
+      store<acc_t>(plan.mask() + i, g.softmax ? given : weight);
+      store<acc_t>(plan.ly() + i, ly);
+      store<acc_t>(plan.lx() + i, lx);
+      store_integers<acc_t>(
+          plan.inside() + i,
+          (has_top & P::kTop) | (has_bottom & P::kBottom) |
+              (has_left & P::kLeft) | (has_right & P::kRight));
+    }
   }
 }
 
 // Plan the points of `pixels` output pixels from one on, and of `groups`
-// groups. offset and mask are those of the first pixel's first group; write as
-// in place_samples.
-template <typename acc_t, typename point_t, typename write_t>
+// groups. offset and mask are those of the first pixel's first group; the rest
+// as for plan_samples.
+template <bool for_backward, typename acc_t, typename point_t>
 inline void plan_pixels(
     const Geometry& g,
     int64_t pixel,
@@ -210,8 +271,9 @@ inline void plan_pixels(
     int64_t groups,
     const point_t* offset,
     const point_t* mask,
-    const Plan<acc_t>& plan,
-    const write_t& write) {
+    int64_t channels,
+    int64_t nowhere,
+    const Plan<acc_t>& plan) {
   const int64_t count = groups * plan.points;
   const int64_t step = g.groups * plan.points;
   const acc_t* wide_offset = plan.offset();
@@ -236,15 +298,16 @@ inline void plan_pixels(
   if (g.softmax) {
     plan_softmax(plan, pixels * count);
   }
-  place_samples(
+  plan_samples<for_backward>(
       g,
       pixel / g.out_width % g.out_height,
       pixel % g.out_width,
       wide_offset,
       wide_mask,
       pixels * count,
-      plan,
-      write);
+      channels,
+      nowhere,
+      plan);
 }
 
 }  // namespace DCNV3_CAPABILITY
