@@ -105,6 +105,25 @@ def test_bad_positions_add_zero(function, bad, device):
     assert torch.equal(function(input, bad_offset, bad_mask, **case.kwargs), expected)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_bad_features_reach_their_samples_only(bad, dtype, device):
+    """A sample across the border reads nothing but the pixels that it touches."""
+    case = Case('bad features', size=(5, 9), batch=1, groups=2, group_channels=17)
+    input, offset, mask = case.tensors(dtype)
+    input = input.abs()  # so that no infinities cancel out
+    mask = mask.abs()
+    input[0, ::4, 2, 3] = bad
+    input[0, 2, 0, 5] = bad
+    input[0, 1, -1, 20] = bad
+    expected = oracle(input, offset, mask, **case.kwargs)
+    output = dcnv3(*(x.to(device) for x in (input, offset, mask)), **case.kwargs)
+    assert 0 < expected.isfinite().sum() < expected.numel()
+    torch.testing.assert_close(
+        output.cpu().double(), expected, rtol=1e-4, atol=1e-5, equal_nan=True
+    )
+
+
 @BOTH
 def test_borders(function, device):
     """Points on -1 and on the size count as outside; just inside they fade out."""
