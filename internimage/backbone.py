@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ops_dcnv3 import DCNv3
-from ops_dcnv3.layers import build_norm_layer
+from ops_dcnv3.layers import build_norm_layer, is_untouched
 
 from .architecture import Architecture
 from .checkpoint import load_pretrained
@@ -77,12 +77,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to the same shape."""
-        x = x + self._branch(x, self.dcn, self.norm1, self.res_post_norm1, self.gamma1)
-        return x + self._branch(
+        x = self._add_branch(x, self.dcn, self.norm1, self.res_post_norm1, self.gamma1)
+        return self._add_branch(
             x, self.mlp, self.norm2, self.res_post_norm2, self.gamma2
         )
 
-    def _branch(
+    def _add_branch(
         self,
         x: Tensor,
         layer: nn.Module,
@@ -90,13 +90,23 @@ class Block(nn.Module):
         res_post_norm: nn.Module | None,
         gamma: Tensor | None,
     ) -> Tensor:
-        """Return what is added to ``x``, in the published order of operations."""
-        x = norm(layer(x)) if self.post_norm else layer(norm(x))
+        """Return ``x`` with a branch, in the published order of operations."""
+        is_plain = not self.post_norm and gamma is None and res_post_norm is None
+        if is_plain and not self.training and _takes_residual(layer):
+            return layer(norm(x), residual=x)
+        branch = norm(layer(x)) if self.post_norm else layer(norm(x))
+        if gamma is not None and not self.training:
+            return torch.addcmul(x, gamma, branch)
         if gamma is not None:
-            x = gamma * x
+            branch = gamma * branch
         elif res_post_norm is not None and not self.post_norm:
-            x = res_post_norm(x)
-        return self.drop_path(x)
+            branch = res_post_norm(branch)
+        return x + self.drop_path(branch)
+
+
+def _takes_residual(layer: nn.Module) -> bool:
+    """Tell whether a layer can add what it is added to, and nobody sees its output."""
+    return is_untouched(layer, DCNv3) or is_untouched(layer, Mlp)
 
 
 class Level(nn.Module):

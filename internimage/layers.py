@@ -75,9 +75,9 @@ class Mlp(nn.Module):
         self.act = build_act_layer(act_layer)
         self.fc2 = nn.Linear(hidden_channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(..., C)`` to ``(..., C)``."""
-        return linear(self.fc2, linear(self.fc1, x, self.act))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map ``(..., C)`` to ``(..., C)``, and add ``residual`` to it."""
+        return linear(self.fc2, linear(self.fc1, x, self.act), residual=residual)
 
 
 class DropPath(nn.Module):

@@ -8,6 +8,7 @@ the contract: ``norm.0`` where no change comes first, ``norm.1`` where one does.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,57 +21,66 @@ _ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
 _FORMATS = ('channels_first', 'channels_last')
 
 
-def linear(layer: nn.Module, x: Tensor, act: nn.Module | None = None) -> Tensor:
-    """Run a linear layer and an activation, on a CPU by oneDNN where that is faster.
+def linear(
+    layer: nn.Module,
+    x: Tensor,
+    act: nn.Module | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Run a linear layer and what follows, on a CPU by oneDNN where that is faster.
 
-    oneDNN adds the bias, and applies a GELU, as it writes the product; PyTorch's own
-    path copies the bias first, and reads the product again for the GELU. A layer that
-    is no plain ``nn.Linear``, or has hooks, is called as ever.
+    oneDNN adds the bias and applies a GELU, or adds the residual, as it writes the
+    product; PyTorch's own path copies the bias first and reads the product again.
+    A layer that is no plain ``nn.Linear``, or has hooks, is called as ever.
 
     Args:
         layer: Maps ``(..., in_features)`` to ``(..., out_features)``.
         x: ``(..., in_features)``.
         act: Applied to the result.
+        residual: ``(..., out_features)``, added after that.
     """
     if (
-        _has_onednn
-        and is_plain_inference(x)
-        and is_untouched((layer, nn.Linear))
-        and x.numel() >= _MIN_ROWS * x.shape[-1]
+        is_plain_inference(x)
+        and is_untouched(layer, nn.Linear)
+        and _is_faster_by_onednn(x)
     ):
-        is_fused = act is not None and _is_exact_gelu(act)
-        x = torch.ops.mkldnn._linear_pointwise(
-            x,
-            layer.weight,
-            layer.bias,
-            'gelu' if is_fused else 'none',
-            [],
-            'none' if is_fused else '',
-        )
-        return x if is_fused or act is None else act(x)
-    x = layer(x)
-    return x if act is None else act(x)
+        weight, bias = layer.weight, layer.bias
+        if act is None and residual is not None:
+            return _onednn_linear.binary(x, residual, weight, bias, 'add')
+        if act is not None and is_untouched(act, nn.GELU) and act.approximate == 'none':
+            x = _onednn_linear(x, weight, bias, 'gelu', [], 'none')
+            act = None
+        else:
+            x = _onednn_linear(x, weight, bias, 'none', [], '')
+    else:
+        x = layer(x)
+    if act is not None:
+        x = act(x)
+    return x if residual is None else residual + x
 
 
-def _is_exact_gelu(act: nn.Module) -> bool:
-    return is_untouched((act, nn.GELU)) and act.approximate == 'none'
-
-
-def is_untouched(*modules: tuple[nn.Module, type]) -> bool:
-    """Tell whether modules are of exactly these types, and nobody waits for calls."""
-    return all(
+def is_untouched(module: nn.Module, expected: type) -> bool:
+    """Tell whether a module is of exactly this type, and nobody waits for its calls."""
+    return (
         type(module) is expected
         and not module._forward_hooks
         and not module._forward_pre_hooks
-        for module, expected in modules
     )
 
 
-# With fewer, the time to lay the weights out anew is not won back.
-_MIN_ROWS = 128
-_has_onednn = torch.backends.mkldnn.is_available() and hasattr(
-    torch.ops.mkldnn, '_linear_pointwise'
-)
+_onednn_linear: Any = getattr(torch.ops.mkldnn, '_linear_pointwise', None)
+if not torch.backends.mkldnn.is_available():
+    _onednn_linear = None
+# With fewer rows, the time to lay short weights out anew is not won back.
+_MIN_ROWS = 96
+_MIN_FEATURES = 1536
+
+
+def _is_faster_by_onednn(x: Tensor) -> bool:
+    features = x.shape[-1]
+    return _onednn_linear is not None and (
+        features >= _MIN_FEATURES or x.numel() >= _MIN_ROWS * features
+    )
 
 
 def is_plain_inference(x: Tensor) -> bool:

@@ -139,8 +139,8 @@ class DCNv3(nn.Module):
             nn.init.zeros_(self.center_feature_scale_proj_weight)
             nn.init.zeros_(self.center_feature_scale_proj_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``, and add ``residual`` to it."""
         projected = linear(self.input_proj, x)
         branch = self._look_at(x)
         offset = self._predict_offset(branch)
@@ -148,7 +148,7 @@ class DCNv3(nn.Module):
         out = apply(projected, offset, logits, self.geometry, softmax=True)
         if self.center_feature_scale:
             out = self._mix_in_center(out, projected, branch)
-        return linear(self.output_proj, out)
+        return linear(self.output_proj, out, residual=residual)
 
     def _look_at(self, x: Tensor) -> Tensor:
         """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
@@ -156,7 +156,9 @@ class DCNv3(nn.Module):
         if (
             self._is_branch_fused
             and is_plain_inference(x)
-            and is_untouched((conv, nn.Conv2d), (norm, nn.LayerNorm), (act, nn.GELU))
+            and is_untouched(conv, nn.Conv2d)
+            and is_untouched(norm, nn.LayerNorm)
+            and is_untouched(act, nn.GELU)
         ):
             return torch.ops.ops_dcnv3.branch_forward(
                 x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps

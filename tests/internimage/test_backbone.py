@@ -16,6 +16,7 @@ from internimage.architecture import Architecture
 from internimage.layers import DropPath
 from ops_dcnv3 import DCNv3
 from tests.golden import DATA, assert_matches_golden, fill, golden_input, read_json
+from tests.tolerances import FORWARD, relative_error
 
 ZOO = read_json('zoo_backbones.json.gz')['backbones']
 GOLDEN = np.load(DATA / 'backbones.npz')
@@ -170,6 +171,34 @@ def test_drop_path_rates(kind, expected):
     model = small(drop_path_rate=0.7, drop_path_type=kind)
     rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        {},
+        {'layer_scale': 0.3},
+        {'layer_scale': 0.3, 'post_norm': True},
+        {'res_post_norm': True},
+    ],
+)
+def test_a_block_computes_the_same_however_it_runs(other):
+    """In training, in evaluation, without gradients, and with its layers watched."""
+    arch = dict(channels=32, depths=(2, 1, 1, 1), groups=(2, 4, 8, 16))
+    block = InternImage(arch, **other).levels[0].blocks[1]
+    torch.nn.init.normal_(block.dcn.offset.weight, std=0.1)
+    x = torch.randn(2, 9, 14, 32)
+    expected = block.train()(x)
+    block.eval()
+    assert relative_error(block(x), expected) < FORWARD[torch.float32]
+    with torch.no_grad():
+        assert relative_error(block(x), expected) < FORWARD[torch.float32]
+        branches = []
+        for layer in (block.dcn, block.mlp):
+            layer.register_forward_hook(lambda _, args, out: branches.append(out))
+        assert relative_error(block(x), expected) < FORWARD[torch.float32]
+    if not other:  # a layer shows what it computes, not what it is added to
+        torch.testing.assert_close(x + branches[0] + branches[1], expected)
 
 
 @pytest.mark.parametrize('other', [{'layer_scale': 1.0}, {'post_norm': True}])

@@ -97,15 +97,23 @@ def test_branch_errors(change, message):
 
 
 @pytest.mark.parametrize('act', [None, nn.GELU(), nn.GELU('tanh'), nn.SiLU()])
-@pytest.mark.parametrize('rows', [7, 12 * 17])
-def test_linear(act, rows):
-    layer = nn.Linear(24, 40)
-    x = torch.randn(rows // 12 or 1, 12, 24)
-    expected = linear(layer, x, act)
-    with torch.no_grad():
-        output = linear(layer, x, act)
-    assert output.shape == expected.shape
+@pytest.mark.parametrize('with_residual', [False, True])
+@pytest.mark.parametrize(('rows', 'features'), [(1, 24), (17, 24), (1, 1600)])
+def test_linear(act, with_residual, rows, features):
+    """Few rows and many, with gradients and without: the same."""
+    layer = nn.Linear(features, 40)
+    x = torch.randn(rows, 12, features)
+    residual = torch.randn(rows, 12, 40) if with_residual else None
+    expected = layer(x) if act is None else act(layer(x))
+    expected = expected + residual if with_residual else expected
+    unchanged = None if residual is None else residual.clone()
+    output = linear(layer, x, act, residual)
+    assert output.requires_grad
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        output = linear(layer, x, act, residual)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert residual is None or torch.equal(residual, unchanged)
 
 
 def test_hooks_and_other_layers_see_their_calls():
