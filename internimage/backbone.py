@@ -37,9 +37,16 @@ class Block(nn.Module):
         arch: Settings of the whole backbone.
         level: Index of the level that the block is in.
         drop_path_rate: Probability to drop a branch while training, in [0, 1).
+        recompute: As for :class:`InternImage`.
     """
 
-    def __init__(self, arch: Architecture, level: int, drop_path_rate: float) -> None:
+    def __init__(
+        self,
+        arch: Architecture,
+        level: int,
+        drop_path_rate: float,
+        recompute: bool = True,
+    ) -> None:
         super().__init__()
         channels = arch.level_channels[level]
         self.post_norm = arch.post_norm
@@ -55,10 +62,12 @@ class Block(nn.Module):
             norm_layer=arch.norm_layer,
             center_feature_scale=arch.center_feature_scale,
             remove_center=arch.remove_center,
+            recompute=recompute,
         )
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = build_norm_layer(channels)
-        self.mlp = Mlp(channels, int(channels * arch.mlp_ratio), arch.act_layer)
+        hidden_channels = int(channels * arch.mlp_ratio)
+        self.mlp = Mlp(channels, hidden_channels, arch.act_layer, recompute)
         self.gamma1 = self.gamma2 = None
         if arch.layer_scale is not None:
             self.gamma1 = nn.Parameter(torch.empty(channels))
@@ -117,6 +126,7 @@ class Level(nn.Module):
         index: Which level this is.
         drop_path_rates: For each block, the probability to drop a branch.
         with_cp: Recompute the blocks in the backward pass to save memory.
+        recompute: As for :class:`InternImage`.
     """
 
     def __init__(
@@ -125,12 +135,14 @@ class Level(nn.Module):
         index: int,
         drop_path_rates: Sequence[float],
         with_cp: bool,
+        recompute: bool,
     ) -> None:
         super().__init__()
         channels = arch.level_channels[index]
         self.with_cp = with_cp
         self.blocks = nn.ModuleList(
-            Block(arch, index, rate) for rate in drop_path_rates
+            Block(arch, index, rate, recompute and not with_cp)
+            for rate in drop_path_rates
         )
         self.post_norm_ids = arch.post_norm_ids(index)
         if self.post_norm_ids:
@@ -185,7 +197,10 @@ class InternImage(BaseModule):
             training, in [0, 1).
         drop_path_type: 'linear' raises the probability from 0 at the first block to
             ``drop_path_rate`` at the last; 'uniform' uses it for all.
-        with_cp: Recompute blocks in the backward pass: less memory, more time.
+        with_cp: Recompute blocks in the backward pass: least memory, more time.
+        recompute: Recompute in the backward pass what is cheap and large, which is the
+            depthwise branches and the activations of the MLPs: a third less memory for
+            about 5 % more time. Without effect beside ``with_cp``.
         init_cfg: Of mmengine's initializers; None for the published initial values.
             ``dict(type='Pretrained', checkpoint=...)`` takes a path or URL of any
             published file and raises if that does not fill the backbone:
@@ -272,6 +287,7 @@ class InternImage(BaseModule):
         drop_path_type: str = 'linear',
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
+        recompute: bool = True,
         **overrides: Any,
     ) -> None:
         super().__init__(init_cfg)
@@ -286,7 +302,13 @@ class InternImage(BaseModule):
             self.arch.channels, self.arch.act_layer, self.arch.norm_layer
         )
         self.levels = nn.ModuleList(
-            Level(self.arch, index, [next(rates) for _ in range(depth)], with_cp)
+            Level(
+                self.arch,
+                index,
+                [next(rates) for _ in range(depth)],
+                with_cp,
+                recompute,
+            )
             for index, depth in enumerate(self.arch.depths)
         )
         self._freeze_stages()

@@ -4,10 +4,18 @@
 Attribute names are those of the released weights.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ops_dcnv3.layers import build_act_layer, build_norm_layer, linear
+from ops_dcnv3.layers import (
+    build_act_layer,
+    build_norm_layer,
+    is_untouched,
+    linear,
+)
 
 
 class Stem(nn.Module):
@@ -60,6 +68,34 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)))
 
 
+class _GeluLinear(torch.autograd.Function):
+    """A linear layer of a GELU, which keeps for its gradient what goes into the GELU.
+
+    PyTorch's own pair also keeps what comes out, as large. (Its activation checkpoint
+    does this as well, in several times the time of the GELU on small maps.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            # Autocast had a copy of the weight in the dtype of the product.
+            grad_x = torch.ops.aten.gelu_backward(grad @ weight.to(grad.dtype), x)
+        rows = grad.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            activated = F.gelu(x).flatten(0, -2).to(grad.dtype)
+            grad_weight = (rows.t() @ activated).to(weight.dtype)
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0).to(bias.dtype)
+        return grad_x, grad_weight, grad_bias
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation between them.
 
@@ -67,16 +103,33 @@ class Mlp(nn.Module):
         channels: Input and output channels.
         hidden_channels: Channels between the layers.
         act_layer: Name of the activation.
+        recompute: For less memory, run a GELU again in the backward pass instead of
+            keeping what it computes.
     """
 
-    def __init__(self, channels: int, hidden_channels: int, act_layer: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        act_layer: str,
+        recompute: bool = True,
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.act = build_act_layer(act_layer)
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``, and add ``residual`` to it."""
+        if (
+            self.recompute
+            and torch.is_grad_enabled()
+            and is_untouched(self.act, nn.GELU)
+            and is_untouched(self.fc2, nn.Linear)
+        ):
+            x = _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
+            return x if residual is None else residual + x
         return linear(self.fc2, linear(self.fc1, x, self.act), residual=residual)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from . import library
 from .functional import apply
@@ -48,6 +49,9 @@ class DCNv3(nn.Module):
         norm_layer: Norm of the depthwise branch: 'LN' or 'BN'.
         center_feature_scale: Mix in the projected input (InternImage-H and G).
         remove_center: Leave out the central tap.
+        recompute: For less memory, run the depthwise branch again in the backward
+            pass instead of keeping what it computes. Only of a branch with 'LN' and
+            'GELU' whose layers have no hooks.
 
     Raises:
         TypeError: A setting has the wrong type.
@@ -71,6 +75,7 @@ class DCNv3(nn.Module):
         norm_layer: str = 'LN',
         center_feature_scale: bool = False,
         remove_center: bool = False,
+        recompute: bool = True,
     ) -> None:
         super().__init__()
         geometry = make_geometry(
@@ -94,6 +99,7 @@ class DCNv3(nn.Module):
         self.channels = channels
         self.geometry = geometry
         self.center_feature_scale = center_feature_scale
+        self.recompute = recompute
 
         self.dw_conv = nn.Sequential(
             nn.Conv2d(
@@ -142,28 +148,62 @@ class DCNv3(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``, and add ``residual`` to it."""
         projected = linear(self.input_proj, x)
-        branch = self._look_at(x)
-        offset = self._predict_offset(branch)
-        logits = linear(self.mask, branch).to(offset.dtype)
+        if self.recompute and torch.is_grad_enabled() and self._is_recomputable():
+            logits, scale, offset = checkpoint(
+                self._predict, x, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            logits, scale, offset = self._predict(x)
+        logits = logits.to(offset.dtype)
         out = apply(projected, offset, logits, self.geometry, softmax=True)
-        if self.center_feature_scale:
-            out = self._mix_in_center(out, projected, branch)
+        if scale is not None:
+            out = self._mix_in_center(out, projected, scale)
         return linear(self.output_proj, out, residual=residual)
+
+    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Predict the logits of masks, the weights of centres and, last, the offsets.
+
+        These are the largest product, and the last one is not computed again.
+        """
+        branch = self._look_at(x)
+        logits = linear(self.mask, branch)
+        scale = None
+        if self.center_feature_scale:
+            scale = F.linear(
+                branch,
+                self.center_feature_scale_proj_weight,
+                self.center_feature_scale_proj_bias,
+            ).sigmoid()
+        return logits, scale, self._predict_offset(branch)
 
     def _look_at(self, x: Tensor) -> Tensor:
         """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
-        conv, norm, act = self._branch_layers()
         if (
             self._is_branch_fused
             and is_plain_inference(x)
-            and is_untouched(conv, nn.Conv2d)
-            and is_untouched(norm, nn.LayerNorm)
-            and is_untouched(act, nn.GELU)
+            and self._has_untouched_branch()
         ):
+            conv, norm, _ = self._branch_layers()
             return torch.ops.ops_dcnv3.branch_forward(
                 x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
             )
         return self.dw_conv(x.permute(0, 3, 1, 2))
+
+    def _is_recomputable(self) -> bool:
+        """Tell whether :meth:`_predict` has no state, no dropout and no spectators."""
+        return (
+            self._has_untouched_branch()
+            and is_untouched(self.mask, nn.Linear)
+            and is_untouched(self.offset, nn.Linear)
+        )
+
+    def _has_untouched_branch(self) -> bool:
+        conv, norm, act = self._branch_layers()
+        return (
+            is_untouched(conv, nn.Conv2d)
+            and is_untouched(norm, nn.LayerNorm)
+            and is_untouched(act, nn.GELU)
+        )
 
     def _branch_layers(self) -> tuple[Any, Any, Any]:
         layers: Any = self.dw_conv
@@ -185,13 +225,8 @@ class DCNv3(nn.Module):
                 branch.float(), self.offset.weight.float(), self.offset.bias.float()
             )
 
-    def _mix_in_center(self, out: Tensor, projected: Tensor, branch: Tensor) -> Tensor:
+    def _mix_in_center(self, out: Tensor, projected: Tensor, scale: Tensor) -> Tensor:
         """Blend each group with the projected input by a predicted weight in (0, 1)."""
-        scale = F.linear(
-            branch,
-            self.center_feature_scale_proj_weight,
-            self.center_feature_scale_proj_bias,
-        ).sigmoid()
         stride_h, stride_w = self.geometry.stride
         center = projected[:, ::stride_h, ::stride_w]
         group_shape = (self.geometry.groups, self.channels // self.geometry.groups)

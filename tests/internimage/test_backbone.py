@@ -13,7 +13,7 @@ from torch import nn
 
 from internimage import InternImage
 from internimage.architecture import Architecture
-from internimage.layers import DropPath
+from internimage.layers import DropPath, Mlp
 from ops_dcnv3 import DCNv3
 from tests.golden import DATA, assert_matches_golden, fill, golden_input, read_json
 from tests.tolerances import FORWARD, relative_error
@@ -146,6 +146,103 @@ def test_frozen_stages(frozen_stages):
         assert all(param.requires_grad != frozen for param in part.parameters())
     assert model.eval() is model
     assert not any(module.training for module in model.modules())
+
+
+def run_backward(model, image):
+    """Return the outputs, and the gradients of the image and of all parameters."""
+    image = image.clone().requires_grad_()
+    outputs = model(image)
+    sum((x * x).sum() for x in outputs).backward()
+    grads = {name: param.grad for name, param in model.named_parameters()}
+    return outputs, {'image': image.grad, **grads}
+
+
+@pytest.mark.parametrize(
+    'other', [{}, {'center_feature_scale': True}, {'norm_layer': 'BN'}]
+)
+def test_recomputing_changes_nothing(other):
+    """Not even running statistics, which a second pass through a BN would move."""
+    results = []
+    for recompute in (False, True):
+        model = small(recompute=recompute, drop_path_rate=0.4, **other).train()
+        torch.manual_seed(1)
+        outputs, grads = run_backward(model, IMAGE)
+        results.append((outputs, grads, dict(model.named_buffers())))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_recomputing_mlp_has_the_same_gradients(dtype):
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        mlp = Mlp(24, 40, 'GELU', recompute)
+        x = torch.randn(2, 3, 5, 24, requires_grad=True)
+        with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            output = mlp(x)
+        assert output.dtype == dtype
+        output.float().square().sum().backward()
+        grads = [param.grad for param in mlp.parameters()]
+        results.append([output, x.grad, *grads])
+    # Autograd also rounds to bfloat16 between the layers, in another order.
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+def test_gradient_of_the_gradient_of_an_mlp():
+    mlp = Mlp(3, 4, 'GELU').double()
+    x = torch.randn(2, 1, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mlp, x)
+    assert torch.autograd.gradgradcheck(mlp, x)
+    for param in (mlp.fc2.weight, mlp.fc2.bias):
+        assert torch.autograd.gradcheck(lambda _: mlp(x), param)
+
+
+def kept_bytes(model, image):
+    """Return how much a forward pass keeps for the backward pass, parameters aside."""
+    own = {param.untyped_storage()._cdata for param in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(image)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'arch': 'tiny'},
+        {'arch': 'tiny', 'layer_scale': 1.0},
+        {'arch': 'base', 'layer_scale': 1.0},
+    ],
+    ids=str,
+)
+def test_recomputing_saves_a_third_of_the_memory(settings):
+    """Of what the published blocks keep, which is what ours do without it."""
+    kept = {}
+    with torch.device('meta'):
+        image = torch.empty(1, 3, 800, 1333)
+        for recompute in (False, True):
+            model = InternImage(recompute=recompute, **settings).train()
+            kept[recompute] = kept_bytes(model, image)
+    assert kept[True] < 0.7 * kept[False]
+
+
+def test_what_is_watched_is_not_recomputed():
+    """A hook would be called again in the backward pass."""
+    model = small().train()
+    calls = []
+    for name, module in model.named_modules():
+        if name.endswith(('mlp.act', 'dcn.offset')):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    run_backward(model, IMAGE)
+    assert len(calls) == 2 * sum(SMALL['depths'])
 
 
 def test_drop_path_keeps_the_mean():

@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         '--size',
         nargs=2,
         type=int,
-        default=[800, 1344] if cuda else [320, 320],
+        default=[800, 1344] if cuda else [480, 640],
         metavar=('H', 'W'),
         help='of the images, multiples of 32',
     )
