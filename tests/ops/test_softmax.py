@@ -64,6 +64,26 @@ def test_large_logits_do_not_overflow(device):
     assert relative_error(output, expected) < FORWARD[torch.float32]
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('size', [39.9, 40.1, 90.0, 800.0])
+def test_logits_up_to_a_size(size: float, dtype: torch.dtype, device):
+    """Small ones take a shorter way; one large group sends its neighbours the other."""
+    case = Case('sizes', size=(5, 23), groups=2, group_channels=5)
+    input, offset, logits = case.tensors(dtype, device)
+    logits[0] = size * (2 * torch.rand_like(logits[0]) - 1)
+    logits[0, 1, :, 3] = size
+    logits[0, 2, :, 12] = -size
+    logits[0, 3, 5, 13] = -torch.inf
+    logits.requires_grad_()
+    output = dcnv3_softmax(input, offset, logits, **case.kwargs)
+    expected = in_two_steps(input, offset, logits, **case.kwargs)
+    assert relative_error(output, expected) < FORWARD[dtype]
+    grad_output = torch.randn_like(output)
+    (grad,) = torch.autograd.grad(output, logits, grad_output)
+    (exact,) = torch.autograd.grad(expected, logits, grad_output.double())
+    assert relative_error(grad, exact) < BACKWARD[dtype]
+
+
 def test_nan_stays_in_its_group(device):
     case = Case('nan', groups=2, group_channels=3)
     input, offset, logits = case.tensors(torch.float32, device)

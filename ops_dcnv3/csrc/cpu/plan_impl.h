@@ -52,7 +52,7 @@ class Plan {
         groups(clamp(kPoints / points, most_groups)),
         pixels(clamp(kPoints / (points * groups), g.out_width)),
         size((pixels * groups * points / kLanes<acc_t> + 1) * kLanes<acc_t>),
-        numbers_(12 * size),
+        numbers_(13 * size + kLanes<acc_t>),
         integers_(4 * size) {
     numbers_.zero();
   }
@@ -83,6 +83,8 @@ class Plan {
   acc_t* tap_x() const { return numbers_.data() + 9 * size; }
   // Pairs (x, y).
   acc_t* offset() const { return numbers_.data() + 10 * size; }
+  // What normalises a softmax; a register more than the others.
+  acc_t* factor() const { return numbers_.data() + 12 * size; }
 
  private:
   // Points planned at once: a compromise between full registers and a plan that
@@ -118,9 +120,9 @@ plan_taps(const Geometry& g, int64_t groups, const Plan<acc_t>& plan) {
   }
 }
 
-// Turn the logits of each group into weights.
+// Turn logits of any size into weights, one group after the other.
 template <typename acc_t>
-inline void plan_softmax(const Plan<acc_t>& plan, int64_t count) {
+inline void plan_any_softmax(const Plan<acc_t>& plan, int64_t count) {
   constexpr int lanes = kLanes<acc_t>;
   using integer = typename Accumulator<acc_t>::integer;
   // A register of a group's points may reach into those of the next group:
@@ -154,6 +156,47 @@ inline void plan_softmax(const Plan<acc_t>& plan, int64_t count) {
     }
     const auto weights = load(group + last);
     store<acc_t>(group + last, beyond ? weights : weights * factor);
+  }
+}
+
+// Turn the logits of each group into weights.
+template <typename acc_t>
+inline void plan_softmax(const Plan<acc_t>& plan, int64_t count) {
+  constexpr int lanes = kLanes<acc_t>;
+  // So far from zero, exp() and quotients of it are normal numbers as they are.
+  constexpr acc_t kSafe = 40;
+  acc_t* const mask = plan.mask();
+  for (int64_t i = count; i % lanes != 0; ++i) {
+    mask[i] = 0;  // belongs to nobody, and must not grow from call to call
+  }
+  auto is_safe = Integers<acc_t>{} == 0;
+  for (int64_t i = 0; i < count; i += lanes) {
+    const auto logits = load(mask + i);
+    is_safe &= (logits < kSafe) & (logits > -kSafe);
+  }
+  for (int lane = 0; lane < lanes; ++lane) {
+    if (!is_safe[lane]) {  // or not a number
+      plan_any_softmax(plan, count);
+      return;
+    }
+  }
+  for (int64_t i = 0; i < count; i += lanes) {
+    store<acc_t>(mask + i, exp_of(load(mask + i)));
+  }
+  // A register for each group, of which the next one overwrites the rest.
+  acc_t* const factor = plan.factor();
+  for (int64_t first = 0; first < count; first += plan.points) {
+    acc_t sum = 0;
+    for (int64_t i = first; i < first + plan.points; ++i) {
+      sum += mask[i];
+    }
+    const Lanes<acc_t> inverse = Lanes<acc_t>{} + 1 / sum;
+    for (int64_t i = 0; i < plan.points; i += lanes) {
+      store<acc_t>(factor + first + i, inverse);
+    }
+  }
+  for (int64_t i = 0; i < count; i += lanes) {
+    store<acc_t>(mask + i, load(mask + i) * load(factor + i));
   }
 }
 
