@@ -4,6 +4,7 @@
 Attribute names are those of the released weights.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ops_dcnv3.layers import (
     build_act_layer,
     build_norm_layer,
+    is_plain_inference,
     is_untouched,
     linear,
 )
@@ -96,6 +98,11 @@ class _GeluLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
+# Numbers between the layers of an MLP, 4 MiB of them: what comes and goes in larger
+# pieces is given back to the system each time, which takes longer than computing it.
+_MAX_HIDDEN = 2**20
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation between them.
 
@@ -122,15 +129,31 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``, and add ``residual`` to it."""
-        if (
-            self.recompute
-            and torch.is_grad_enabled()
+        is_untouched_gelu = (
+            is_untouched(self.fc1, nn.Linear)
             and is_untouched(self.act, nn.GELU)
             and is_untouched(self.fc2, nn.Linear)
-        ):
+        )
+        if is_untouched_gelu and self.recompute and torch.is_grad_enabled():
             x = _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
             return x if residual is None else residual + x
+        if is_untouched_gelu and is_plain_inference(x):
+            return self._infer(x, residual)
         return linear(self.fc2, linear(self.fc1, x, self.act), residual=residual)
+
+    def _infer(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """Compute the same, a part of the rows at a time."""
+        rows = _MAX_HIDDEN // self.fc1.out_features or 1
+        parts = x.flatten(0, -2).split(rows)
+        others: Sequence[Tensor | None] = [None] * len(parts)
+        if residual is not None:
+            others = residual.flatten(0, -2).split(rows)
+        done = [
+            linear(self.fc2, linear(self.fc1, part, self.act), residual=other)
+            for part, other in zip(parts, others, strict=True)
+        ]
+        out = done[0] if len(done) == 1 else torch.cat(done)
+        return out.unflatten(0, x.shape[:-1])
 
 
 class DropPath(nn.Module):

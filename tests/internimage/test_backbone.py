@@ -11,7 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import nn
 
-from internimage import InternImage
+from internimage import InternImage, layers
 from internimage.architecture import Architecture
 from internimage.layers import DropPath, Mlp
 from ops_dcnv3 import DCNv3
@@ -187,6 +187,21 @@ def test_recomputing_mlp_has_the_same_gradients(dtype):
     # Autograd also rounds to bfloat16 between the layers, in another order.
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('with_residual', [False, True])
+def test_mlp_in_parts(with_residual, monkeypatch):
+    """Rows that no number of parts divides, one part, and fewer numbers than a row."""
+    mlp = Mlp(24, 40, 'GELU')
+    x = torch.randn(2, 3, 7, 24)
+    residual = torch.randn(2, 3, 7, 24) if with_residual else None
+    expected = mlp(x, residual)
+    for size in (2**20, 9 * 40, 7):
+        monkeypatch.setattr(layers, '_MAX_HIDDEN', size)
+        with torch.no_grad():
+            output = mlp(x, residual)
+        assert output.is_contiguous()
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_gradient_of_the_gradient_of_an_mlp():
