@@ -45,10 +45,10 @@ inline unsigned int grid_size(int64_t items, int64_t per_block) {
 // A contiguous tensor that starts at a multiple of 16 bytes, as wide loads
 // need. A tensor of its own always does; a slice of another may not.
 inline Tensor to_dense(const Tensor& tensor) {
-  const Tensor dense = torch::stable::contiguous(tensor);
+  const Tensor packed = dense(tensor);
   const bool aligned =
-      reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0;
-  return aligned ? dense : torch::stable::clone(dense);
+      reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 16 == 0;
+  return aligned ? packed : torch::stable::clone(packed);
 }
 
 }  // namespace dcnv3
