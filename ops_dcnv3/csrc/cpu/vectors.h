@@ -274,26 +274,39 @@ inline Lanes<float> exp_of(Lanes<float> x) {
 }
 
 // Heap memory of a thread, of numbers, from the start of a cache line on: a
-// register that crosses lines costs two accesses. Plain new, as the containers
-// of the standard library are inline functions.
+// register that crosses lines costs two accesses. Where it is large, in large
+// pages if the system has them: to clear small ones takes longer than to use
+// them. Plain new, as the containers of the standard library are inline
+// functions.
 template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t size)
-      : size_(size),
-        data_(static_cast<T*>(::operator new(size * sizeof(T), kLine))) {}
-  ~Scratch() { ::operator delete(data_, kLine); }
+      : bytes_(size * sizeof(T)),
+        alignment_(bytes_ < 2 * kPage ? kLine : kPage),
+        data_(static_cast<T*>(::operator new(bytes_, alignment()))) {
+#if defined(MADV_HUGEPAGE)
+    if (alignment_ == kPage) {
+      madvise(data_, bytes_, MADV_HUGEPAGE);  // its failure costs time only
+    }
+#endif
+  }
+  ~Scratch() { ::operator delete(data_, alignment()); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   T* data() const { return data_; }
-  void zero() {
-    __builtin_memset(static_cast<void*>(data_), 0, size_ * sizeof(T));
-  }
+  void zero() { __builtin_memset(static_cast<void*>(data_), 0, bytes_); }
 
  private:
-  static constexpr std::align_val_t kLine{64};
+  static constexpr size_t kLine = 64;
+  static constexpr size_t kPage = 2 << 20;
 
-  int64_t size_;
+  std::align_val_t alignment() const {
+    return static_cast<std::align_val_t>(alignment_);
+  }
+
+  size_t bytes_;
+  size_t alignment_;
   T* data_;
 };
 
