@@ -16,6 +16,7 @@ from ops_dcnv3.layers import (
     build_norm_layer,
     is_plain_inference,
     is_untouched,
+    keeps_for_backward,
     linear,
 )
 
@@ -134,7 +135,7 @@ class Mlp(nn.Module):
             and is_untouched(self.act, nn.GELU)
             and is_untouched(self.fc2, nn.Linear)
         )
-        if is_untouched_gelu and self.recompute and torch.is_grad_enabled():
+        if is_untouched_gelu and self.recompute and keeps_for_backward():
             x = _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
             return x if residual is None else residual + x
         if is_untouched_gelu and is_plain_inference(x):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public function: checks its arguments, then calls the fastest backend."""
 
+import torch
 from torch import Tensor
 
 from . import library, registration
@@ -129,7 +130,8 @@ def apply(
         and isinstance(mask, Tensor)
     ):
         input, offset, mask = registration.cast_for_autocast(input, offset, mask)
-    check_tensors(input, offset, mask, geometry)
+    if not torch._C._is_tracing():  # to which sizes are tensors; the kernels check too
+        check_tensors(input, offset, mask, geometry)
     if library.has_kernels_for(input.device.type):
         return registration.run(input, offset, mask, *geometry, softmax)
     library.warn_slow(input.device.type)

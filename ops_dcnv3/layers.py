@@ -86,7 +86,7 @@ def _is_faster_by_onednn(x: Tensor) -> bool:
 def is_plain_inference(x: Tensor) -> bool:
     """Tell whether it is float32 on a CPU, and no one looks at the operators.
 
-    Gradients, autocast, compilers and counters need those that they know.
+    Gradients, autocast, compilers, tracers and counters need those that they know.
     """
     return (
         type(x) is Tensor
@@ -95,8 +95,14 @@ def is_plain_inference(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
         and not torch._C._len_torch_dispatch_stack()
     )
+
+
+def keeps_for_backward() -> bool:
+    """Tell whether layers keep tensors for gradients, in code that nobody traces."""
+    return torch.is_grad_enabled() and not torch._C._is_tracing()
 
 
 class ToChannelsFirst(nn.Module):

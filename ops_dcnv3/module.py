@@ -17,6 +17,7 @@ from .layers import (
     build_norm_layer,
     is_plain_inference,
     is_untouched,
+    keeps_for_backward,
     linear,
 )
 from .registration import autocast_dtype
@@ -148,7 +149,7 @@ class DCNv3(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``, and add ``residual`` to it."""
         projected = linear(self.input_proj, x)
-        if self.recompute and torch.is_grad_enabled() and self._is_recomputable():
+        if self.recompute and keeps_for_backward() and self._is_recomputable():
             logits, scale, offset = checkpoint(
                 self._predict, x, use_reentrant=False, preserve_rng_state=False
             )

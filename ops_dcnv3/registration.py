@@ -119,9 +119,8 @@ def _run_below_autograd(*args: Any) -> Tensor:
 def run(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:
     """Call the operator, by the shortest way that there is."""
     args = (input, offset, mask, *settings)
-    if torch.compiler.is_compiling() or not (
-        _is_plain(input) and _is_plain(offset) and _is_plain(mask)
-    ):
+    is_recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
+    if is_recorded or not (_is_plain(input) and _is_plain(offset) and _is_plain(mask)):
         return torch.ops.ops_dcnv3.dcnv3_forward(*args)
     if torch.is_grad_enabled() and (
         input.requires_grad or offset.requires_grad or mask.requires_grad

@@ -189,6 +189,16 @@ def test_recomputing_mlp_has_the_same_gradients(dtype):
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize('with_gradients', [False, True])
+def test_traced_and_saved(with_gradients, tmp_path):
+    """A trace holds operators that a file can hold, and no function of Python."""
+    model = small(layer_scale=0.5).eval()
+    with torch.set_grad_enabled(with_gradients):
+        torch.jit.trace(model, IMAGE, check_trace=False).save(tmp_path / 'model.pt')
+    outputs = torch.jit.load(tmp_path / 'model.pt')(IMAGE)
+    torch.testing.assert_close(outputs, model(IMAGE), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('with_residual', [False, True])
 def test_mlp_in_parts(with_residual, monkeypatch):
     """Rows that no number of parts divides, one part, and fewer numbers than a row."""
