@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public function: checks its arguments, then calls the fastest backend."""
 
-import torch
 from torch import Tensor
 
 from . import library, registration
@@ -130,7 +129,9 @@ def apply(
         and isinstance(mask, Tensor)
     ):
         input, offset, mask = registration.cast_for_autocast(input, offset, mask)
-    if not torch._C._is_tracing():  # to which sizes are tensors; the kernels check too
+    if (
+        not registration.is_traced()
+    ):  # to which sizes are tensors; the kernels check too
         check_tensors(input, offset, mask, geometry)
     if library.has_kernels_for(input.device.type):
         return registration.run(input, offset, mask, *geometry, softmax)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .registration import is_traced
+
 _ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
     'ReLU': lambda: nn.ReLU(inplace=True),
@@ -95,14 +97,14 @@ def is_plain_inference(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
-        and not torch._C._is_tracing()
+        and not is_traced()
         and not torch._C._len_torch_dispatch_stack()
     )
 
 
 def keeps_for_backward() -> bool:
     """Tell whether layers keep tensors for gradients, in code that nobody traces."""
-    return torch.is_grad_enabled() and not torch._C._is_tracing()
+    return torch.is_grad_enabled() and not is_traced()
 
 
 class ToChannelsFirst(nn.Module):

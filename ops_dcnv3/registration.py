@@ -119,7 +119,7 @@ def _run_below_autograd(*args: Any) -> Tensor:
 def run(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:
     """Call the operator, by the shortest way that there is."""
     args = (input, offset, mask, *settings)
-    is_recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
+    is_recorded = torch.compiler.is_compiling() or is_traced()
     if is_recorded or not (_is_plain(input) and _is_plain(offset) and _is_plain(mask)):
         return torch.ops.ops_dcnv3.dcnv3_forward(*args)
     if torch.is_grad_enabled() and (
@@ -127,6 +127,11 @@ def run(input: Tensor, offset: Tensor, mask: Tensor, *settings: Any) -> Tensor:
     ):
         return _Function.apply(*args)
     return _run_below_autograd(*args)
+
+
+def is_traced() -> bool:
+    """Tell whether torch.jit.trace records what runs; a compiler does not ask it."""
+    return not torch.compiler.is_compiling() and torch._C._is_tracing()
 
 
 def _is_plain(tensor: Tensor) -> bool:
