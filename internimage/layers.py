@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ops_dcnv3.layers import (
     build_act_layer,
     build_norm_layer,
+    is_exact_gelu,
     is_plain_inference,
     is_untouched,
     keeps_for_backward,
@@ -132,7 +133,7 @@ class Mlp(nn.Module):
         """Map ``(..., C)`` to ``(..., C)``, and add ``residual`` to it."""
         is_untouched_gelu = (
             is_untouched(self.fc1, nn.Linear)
-            and is_untouched(self.act, nn.GELU)
+            and is_exact_gelu(self.act)
             and is_untouched(self.fc2, nn.Linear)
         )
         if is_untouched_gelu and self.recompute and keeps_for_backward():

@@ -129,9 +129,8 @@ def apply(
         and isinstance(mask, Tensor)
     ):
         input, offset, mask = registration.cast_for_autocast(input, offset, mask)
-    if (
-        not registration.is_traced()
-    ):  # to which sizes are tensors; the kernels check too
+    # A trace holds sizes as tensors, of which Python can not decide; the kernels check.
+    if not registration.is_traced():
         check_tensors(input, offset, mask, geometry)
     if library.has_kernels_for(input.device.type):
         return registration.run(input, offset, mask, *geometry, softmax)

@@ -49,7 +49,7 @@ def linear(
         weight, bias = layer.weight, layer.bias
         if act is None and residual is not None:
             return _onednn_linear.binary(x, residual, weight, bias, 'add')
-        if act is not None and is_untouched(act, nn.GELU) and act.approximate == 'none':
+        if act is not None and is_exact_gelu(act):
             x = _onednn_linear(x, weight, bias, 'gelu', [], 'none')
             act = None
         else:
@@ -68,6 +68,11 @@ def is_untouched(module: nn.Module, expected: type) -> bool:
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )
+
+
+def is_exact_gelu(act: nn.Module) -> bool:
+    """Tell whether it is an untouched GELU, and not the approximation by tanh."""
+    return is_untouched(act, nn.GELU) and act.approximate == 'none'
 
 
 _onednn_linear: Any = getattr(torch.ops.mkldnn, '_linear_pointwise', None)

@@ -15,6 +15,7 @@ from .geometry import Geometry, IntOrPair, make_geometry, to_pair
 from .layers import (
     build_act_layer,
     build_norm_layer,
+    is_exact_gelu,
     is_plain_inference,
     is_untouched,
     keeps_for_backward,
@@ -203,7 +204,7 @@ class DCNv3(nn.Module):
         return (
             is_untouched(conv, nn.Conv2d)
             and is_untouched(norm, nn.LayerNorm)
-            and is_untouched(act, nn.GELU)
+            and is_exact_gelu(act)
         )
 
     def _branch_layers(self) -> tuple[Any, Any, Any]:

@@ -25,6 +25,7 @@ CASES = json.loads(str(GOLDEN['cases']))
 # Lopsided on purpose: no two levels alike, H != W, and sizes that no stride divides.
 SMALL = {'channels': 6, 'depths': (1, 2, 4, 1), 'groups': (1, 2, 3, 6)}
 IMAGE = torch.randn(2, 3, 70, 45, generator=torch.Generator().manual_seed(0))
+TANH = torch.nn.GELU('tanh')
 SIZES = [(18, 12), (9, 6), (5, 3), (3, 2)]
 
 
@@ -187,6 +188,21 @@ def test_recomputing_mlp_has_the_same_gradients(dtype):
     # Autograd also rounds to bfloat16 between the layers, in another order.
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+def test_another_gelu_is_computed_as_it_is():
+    """The shorter ways are for the exact one."""
+    block = InternImage(dict(SMALL, depths=(1, 1, 1, 1))).levels[0].blocks[0]
+    for layers_of in (block.mlp, block.dcn.dw_conv):
+        layers_of.register_module('act' if layers_of is block.mlp else '2', TANH)
+    x = 3 * torch.randn(1, 9, 14, 6)
+    seen = block.mlp.fc2(TANH(block.mlp.fc1(x)))
+    branch = TANH(block.dcn.dw_conv[1](block.dcn.dw_conv[0](x.permute(0, 3, 1, 2))))
+    for with_gradients in (True, False):
+        with torch.set_grad_enabled(with_gradients):
+            torch.testing.assert_close(block.mlp(x), seen, rtol=1e-6, atol=1e-6)
+            output = block.dcn._look_at(x)
+            torch.testing.assert_close(output, branch, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize('with_gradients', [False, True])
