@@ -159,7 +159,7 @@ def extensions() -> tuple[list, dict]:
             library(
                 cpp_extension.CUDAExtension,
                 '_cuda',
-                ['cuda/dcnv3_forward.cu', 'cuda/dcnv3_backward.cu'],
+                ['cuda/branch.cu', 'cuda/dcnv3_forward.cu', 'cuda/dcnv3_backward.cu'],
                 extra_compile_args={'cxx': cxx, 'nvcc': nvcc},
             )
         )

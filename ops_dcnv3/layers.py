@@ -91,16 +91,23 @@ def _is_faster_by_onednn(x: Tensor) -> bool:
 
 
 def is_plain_inference(x: Tensor) -> bool:
-    """Tell whether it is float32 on a CPU, and no one looks at the operators.
+    """Tell whether it is float32 on a CPU, and no one looks at the operators."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == 'cpu'
+        and not torch.is_autocast_enabled('cpu')
+        and is_unobserved(x)
+    )
 
-    Gradients, autocast, compilers, tracers and counters need those that they know.
+
+def is_unobserved(x: Tensor) -> bool:
+    """Tell whether no one looks at which operators run.
+
+    Gradients, compilers, tracers and counters need those that they know.
     """
     return (
         type(x) is Tensor
-        and x.dtype == torch.float32
-        and x.device.type == 'cpu'
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
         and not is_traced()
         and not torch._C._len_torch_dispatch_stack()

@@ -17,11 +17,15 @@ from .layers import (
     build_norm_layer,
     is_exact_gelu,
     is_plain_inference,
+    is_unobserved,
     is_untouched,
     keeps_for_backward,
     linear,
 )
 from .registration import autocast_dtype
+
+#: A pixel's sums in float64 fill the shared memory of a CUDA block.
+_MAX_FUSED_CHANNELS = 6144
 
 
 class DCNv3(nn.Module):
@@ -116,12 +120,12 @@ class DCNv3(nn.Module):
             build_act_layer(act_layer),
         )
         self._is_branch_fused = (
-            library.has_kernels_for('cpu')
-            and geometry.stride == (1, 1)
+            geometry.stride == (1, 1)
             and self.dw_conv[0].padding == (dw_kernel[0] // 2, dw_kernel[1] // 2)
             and dw_kernel[0] % 2 == dw_kernel[1] % 2 == 1
             and norm_layer == 'LN'
             and act_layer == 'GELU'
+            and channels <= _MAX_FUSED_CHANNELS
         )
         num_points = geometry.num_points
         self.offset = nn.Linear(channels, groups * num_points * 2)
@@ -180,15 +184,13 @@ class DCNv3(nn.Module):
 
     def _look_at(self, x: Tensor) -> Tensor:
         """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
-        if (
-            self._is_branch_fused
-            and is_plain_inference(x)
-            and self._has_untouched_branch()
-        ):
+        if self._is_branch_fused and is_unobserved(x) and self._has_untouched_branch():
             conv, norm, _ = self._branch_layers()
-            return torch.ops.ops_dcnv3.branch_forward(
-                x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
-            )
+            features = _to_fused_dtype(x, conv.weight.dtype)
+            if features is not None:
+                return torch.ops.ops_dcnv3.branch_forward(
+                    features, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
+                )
         return self.dw_conv(x.permute(0, 3, 1, 2))
 
     def _is_recomputable(self) -> bool:
@@ -237,6 +239,19 @@ class DCNv3(nn.Module):
             center.unflatten(-1, group_shape),
             scale.unsqueeze(-1),
         ).flatten(-2)
+
+
+def _to_fused_dtype(x: Tensor, weight_dtype: torch.dtype) -> Tensor | None:
+    """Return ``x`` in the dtype for the fused branch, None where it is not for it."""
+    if not library.has_kernels_for(x.device.type):
+        return None
+    if x.device.type != 'cuda':
+        return x if is_plain_inference(x) else None
+    dtype = autocast_dtype('cuda') or x.dtype
+    fits = weight_dtype == dtype or (
+        weight_dtype == torch.float32 and dtype in (torch.float16, torch.bfloat16)
+    )
+    return x.to(dtype) if fits else None
 
 
 def _branch_padding(geometry: Geometry, dw_kernel: tuple[int, int]) -> tuple[int, int]:

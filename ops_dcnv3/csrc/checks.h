@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "geometry.h"
@@ -169,6 +170,47 @@ inline void check_grad_output(
           grad_output.is_cuda() == input.is_cuda() &&
           grad_output.get_device_index() == input.get_device_index(),
       "grad_output: expected the dtype and device of input");
+}
+
+inline BranchSizes make_branch_sizes(
+    const Tensor& input,
+    const Tensor& weight,
+    const Tensor& bias,
+    const Tensor& norm_weight,
+    const Tensor& norm_bias,
+    double eps) {
+  STD_TORCH_CHECK(
+      input.dim() == 4,
+      "input: expected (N, H, W, C), got ",
+      text_of(input.sizes()));
+  STD_TORCH_CHECK(
+      weight.dim() == 4 && weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1,
+      "weight: expected (C, 1, odd, odd), got ",
+      text_of(weight.sizes()));
+  const int64_t channels = input.size(3);
+  check_shape("weight", weight, {channels, 1, weight.size(2), weight.size(3)});
+  for (const auto& [name, tensor] :
+       {std::pair<const char*, const Tensor&>{"bias", bias},
+        {"norm_weight", norm_weight},
+        {"norm_bias", norm_bias}}) {
+    check_shape(name, tensor, {channels});
+  }
+  for (const Tensor* tensor : {&weight, &bias, &norm_weight, &norm_bias}) {
+    STD_TORCH_CHECK(
+        tensor->scalar_type() == weight.scalar_type() &&
+            tensor->is_cuda() == input.is_cuda() &&
+            tensor->get_device_index() == input.get_device_index(),
+        "bias, norm_weight, norm_bias: expected the dtype of weight, and all "
+        "on the device of input");
+  }
+  return {
+      input.size(0),
+      input.size(1),
+      input.size(2),
+      channels,
+      weight.size(2),
+      weight.size(3),
+      eps};
 }
 
 // The tensor itself if it is contiguous; asking for it is a slow call.

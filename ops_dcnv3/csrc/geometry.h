@@ -58,4 +58,16 @@ struct Geometry {
   }
 };
 
+// The sizes of a depthwise convolution that keeps the size of a (N, H, W, C)
+// map, with a LayerNorm over channels and a GELU. The kernel's sides are odd.
+struct BranchSizes {
+  int64_t batch;
+  int64_t height;
+  int64_t width;
+  int64_t channels;
+  int64_t kernel_h;
+  int64_t kernel_w;
+  double eps;
+};
+
 }  // namespace dcnv3

@@ -21,6 +21,7 @@ import torch
 
 from ops_dcnv3 import dcnv3_reference
 from ops_dcnv3.geometry import make_geometry
+from tests.ops.branch import branch, branch_arguments
 from tests.ops.cases import CASE_IDS, CASES, Case
 from tests.tolerances import BACKWARD, FORWARD, relative_error
 
@@ -65,6 +66,19 @@ class Call(ctypes.Structure):
         *((name, c_bool) for name in ('any_taps', 'narrow')),
         *((name, c_bool) for name in ('deterministic', 'reversed')),
         *((('kernel'), c_char * 64), ('error', c_char * 256)),
+    ]
+
+
+class BranchCall(ctypes.Structure):
+    """BranchCall of harness.cpp."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ('batch', 'height', 'width', 'channels')),
+        *((name, c_int64) for name in ('kernel_h', 'kernel_w')),
+        ('eps', c_double),
+        *(('input', c_void_p), ('parameters', c_void_p * 4), ('output', c_void_p)),
+        *((name, c_int32) for name in ('scalar', 'parameter')),
+        *(('reversed', c_bool), ('kernel', c_char * 64), ('error', c_char * 256)),
     ]
 
 
@@ -449,3 +463,67 @@ def test_more_than_2_31_elements(library):
     actual = results[0][:, -9:, -10:], results[1][:, 1:, 1:], results[2][:, 1:, 1:]
     for grad, expected in zip(actual, wanted, strict=True):
         assert relative_error(grad, expected) < BACKWARD[torch.float16]
+
+
+BRANCHES = [
+    # In single precision; more channels a thread in half precision.
+    ((2, 5, 9, 16), (3, 3), 'side 3, channels 4, run 4'),
+    ((1, 9, 13, 40), (3, 3), 'side 3, channels 4, run 4'),  # 40: no power of two
+    ((2, 1, 1, 8), (3, 3), 'side 3, channels 4, run 4'),
+    ((1, 3, 2, 264), (3, 3), 'side 3, channels 4, run 4'),  # more than a warp
+    ((1, 6, 5, 24), (5, 5), 'side 5, channels 2, run 4'),
+    ((1, 2, 3, 3080), (5, 5), 'side 5, channels 2, run 1'),  # as in InternImage-G
+    ((1, 7, 6, 21), (3, 3), 'side 0, channels 1, run 1'),
+    ((1, 4, 5, 16), (3, 5), 'side 0, channels 1, run 1'),
+    ((1, 2, 3, 3), (7, 5), 'side 0, channels 1, run 1'),  # larger than the image
+]
+
+
+def run_branch(library, tensors, backwards=False):
+    """Run the kernel of the branch; return its output and which kernel it was."""
+    input, weight = tensors[:2]
+    call = BranchCall(*input.shape, *weight.shape[2:], 1e-6, reversed=backwards)
+    sources = [walled(x)[0] for x in tensors]
+    call.input = sources[0].data_ptr()
+    for i, source in enumerate(sources[1:]):
+        call.parameters[i] = source.data_ptr()
+    call.scalar, call.parameter = (DTYPES.index(x.dtype) for x in (input, weight))
+    output, storage = walled(shape=input.shape, dtype=input.dtype)
+    call.output = output.data_ptr()
+    status = library.branch_on_cpu(ctypes.byref(call))
+    assert status == 0, call.error.decode()
+    for wall in storage[:WALL], storage[WALL + output.numel() :]:
+        assert wall.isnan().all()
+    return output, call.kernel.decode()
+
+
+@pytest.mark.parametrize('backwards', [False, True])
+@pytest.mark.parametrize(('size', 'kernel', 'expected_kernel'), BRANCHES)
+def test_branch(size, kernel, expected_kernel, backwards, library):
+    for dtype in DTYPES:
+        tensors = branch_arguments(size, kernel, dtype)
+        output, kernel_name = run_branch(library, tensors, backwards)
+        if dtype == torch.float32:
+            assert kernel_name == expected_kernel
+        expected = branch(*(x.double() for x in tensors), 1e-6)
+        assert relative_error(output, expected) < FORWARD[dtype]
+
+
+@HALF
+@pytest.mark.parametrize('kernel', [(3, 3), (5, 5)])
+def test_branch_with_float_parameters(dtype, kernel, library):
+    """As under autocast."""
+    input, *parameters = branch_arguments((2, 5, 9, 16), kernel)
+    input = input.to(dtype)
+    output, _ = run_branch(library, [input, *parameters])
+    expected = branch(*(x.double() for x in (input, *parameters)), 1e-6)
+    assert relative_error(output, expected) < FORWARD[dtype]
+
+
+def test_branch_of_large_mean(library):
+    """The variance does not come from a difference of large squares."""
+    tensors = branch_arguments((1, 4, 6, 16), (3, 3))
+    tensors[2] += 1000
+    output, _ = run_branch(library, tensors)
+    expected = branch(*(x.double() for x in tensors), 1e-6)
+    assert relative_error(output, expected) < 1e-4  # of the sums around 1000

@@ -9,30 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
 from ops_dcnv3.layers import is_plain_inference, linear
+from tests.ops.branch import branch, branch_arguments
 from tests.tolerances import FORWARD, relative_error
 
 branch_forward = torch.ops.ops_dcnv3.branch_forward
-
-
-def branch(input, weight, bias, norm_weight, norm_bias, eps):
-    """Compute what ``branch_forward`` promises with PyTorch's functions."""
-    channels, _, kh, kw = weight.shape
-    x = F.conv2d(
-        input.permute(0, 3, 1, 2),
-        weight,
-        bias,
-        padding=(kh // 2, kw // 2),
-        groups=channels,
-    )
-    x = F.layer_norm(x.permute(0, 2, 3, 1), (channels,), norm_weight, norm_bias, eps)
-    return F.gelu(x)
-
-
-def branch_arguments(size, kernel, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    channels = size[-1]
-    shapes = [size, (channels, 1, *kernel), *[(channels,)] * 3]
-    return [torch.randn(s, generator=generator).to(dtype) for s in shapes]
 
 
 @pytest.mark.parametrize('dtype', list(FORWARD), ids=lambda d: str(d)[6:])
@@ -48,16 +28,16 @@ def branch_arguments(size, kernel, dtype=torch.float32):
         ((0, 3, 4, 5), (3, 3)),
     ],
 )
-def test_branch(size, kernel, dtype):
+def test_branch(size, kernel, dtype, device):
     arguments = branch_arguments(size, kernel, dtype)
-    output = branch_forward(*arguments, 1e-6)
+    output = branch_forward(*(x.to(device) for x in arguments), 1e-6).cpu()
     assert (output.dtype, output.shape) == (dtype, size)
     expected = branch(*(x.double() for x in arguments), 1e-6)
     assert relative_error(output, expected) < FORWARD[dtype]
 
 
-def test_branch_of_strided_input():
-    input, *others = branch_arguments((2, 5, 9, 16), (3, 3))
+def test_branch_of_strided_input(device):
+    input, *others = (x.to(device) for x in branch_arguments((2, 5, 9, 16), (3, 3)))
     strided = input.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
     torch.testing.assert_close(
         branch_forward(strided, *others, 1e-6),
@@ -159,6 +139,30 @@ def test_plain_inference():
             assert not is_plain_inference(x)
 
 
+def make_layer(**settings):
+    layer = DCNv3(24, groups=3, **settings).eval()
+    for predicts in (layer.offset, layer.mask):
+        nn.init.normal_(predicts.weight, std=0.2)
+    return layer
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_layer_in_half_precision(dtype, autocast):
+    torch.manual_seed(0)
+    layer = make_layer(center_feature_scale=True).cuda()
+    x = torch.randn(2, 11, 14, 24, device='cuda')
+    with torch.no_grad():
+        expected = layer.double()(x.double())
+        layer.to(torch.float32 if autocast else dtype)
+        with torch.autocast('cuda', dtype, enabled=autocast):
+            output = layer(x if autocast else x.to(dtype))
+    assert output.dtype == dtype
+    # Branch, projections and samples are rounded one after the other.
+    assert relative_error(output, expected) < 3 * FORWARD[dtype]
+
+
 @pytest.mark.parametrize(
     'settings',
     [
@@ -170,12 +174,10 @@ def test_plain_inference():
         {'stride': 2},
     ],
 )
-def test_layer_computes_the_same_with_and_without_gradients(settings):
+def test_layer_computes_the_same_with_and_without_gradients(settings, device):
     torch.manual_seed(0)
-    layer = DCNv3(24, groups=3, **settings).eval()
-    for predicts in (layer.offset, layer.mask):
-        nn.init.normal_(predicts.weight, std=0.2)
-    x = torch.randn(2, 11, 14, 24)
+    layer = make_layer(**settings).to(device)
+    x = torch.randn(2, 11, 14, 24, device=device)
     expected = layer(x)
     with torch.no_grad():
         output = layer(x)

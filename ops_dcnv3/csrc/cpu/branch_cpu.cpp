@@ -44,37 +44,17 @@ Tensor branch_forward_cpu(
     const Tensor& norm_weight,
     const Tensor& norm_bias,
     double eps) {
+  const BranchSizes sizes =
+      make_branch_sizes(input, weight, bias, norm_weight, norm_bias, eps);
   STD_TORCH_CHECK(
-      input.dim() == 4,
-      "input: expected (N, H, W, C), got ",
-      text_of(input.sizes()));
-  const int64_t channels = input.size(3);
-  STD_TORCH_CHECK(
-      weight.dim() == 4 && weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1,
-      "weight: expected (C, 1, odd, odd), got ",
-      text_of(weight.sizes()));
-  check_shape("weight", weight, {channels, 1, weight.size(2), weight.size(3)});
-  check_shape("bias", bias, {channels});
-  check_shape("norm_weight", norm_weight, {channels});
-  check_shape("norm_bias", norm_bias, {channels});
+      weight.scalar_type() == input.scalar_type(),
+      "weight: expected the dtype of input");
   std::vector<Tensor> inputs;
   for (const Tensor* tensor :
        {&input, &weight, &bias, &norm_weight, &norm_bias}) {
-    STD_TORCH_CHECK(
-        tensor->scalar_type() == input.scalar_type() && tensor->is_cpu(),
-        "weight, bias, norm_weight, norm_bias: expected the dtype and device "
-        "of "
-        "input");
     inputs.push_back(dense(*tensor));
   }
-  const BranchSizes sizes{
-      input.size(1),
-      input.size(2),
-      channels,
-      weight.size(2),
-      weight.size(3),
-      eps};
-  const int64_t pixels = input.size(0) * sizes.height * sizes.width;
+  const int64_t pixels = sizes.batch * sizes.height * sizes.width;
   Tensor output = torch::stable::new_empty(inputs[0], inputs[0].sizes());
   switch (input.scalar_type()) {
     case ScalarType::Double:

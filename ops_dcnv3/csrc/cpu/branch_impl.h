@@ -8,6 +8,11 @@
 namespace dcnv3 {
 namespace DCNV3_CAPABILITY {
 
+// Channels up to a whole number of the widest registers.
+inline int64_t padded(const BranchSizes& s) {
+  return (s.channels + 15) / 16 * 16;
+}
+
 // Convolve `count` neighbouring pixels of a row, all channels, into sums. The
 // taps that fall into the image are the same for all of them.
 template <int count, typename scalar_t, typename acc_t>
@@ -37,16 +42,16 @@ inline void convolve(
           ((y + row - s.kernel_h / 2) * s.width + x - s.kernel_w / 2) *
               s.channels +
           channel;
-      const acc_t* factors = weight + row * s.kernel_w * s.padded() + channel;
+      const acc_t* factors = weight + row * s.kernel_w * padded(s) + channel;
       for (int64_t tap = first_tap; tap < end_tap; ++tap) {
-        const auto factor = load(factors + tap * s.padded());
+        const auto factor = load(factors + tap * padded(s));
         for (int i = 0; i < count; ++i) {
           parts[i] += factor * load_features(line + (tap + i) * s.channels);
         }
       }
     }
     for (int i = 0; i < count; ++i) {
-      store<acc_t>(sums + i * s.padded() + channel, parts[i]);
+      store<acc_t>(sums + i * padded(s) + channel, parts[i]);
     }
   };
   const int64_t whole = s.channels / lanes * lanes;
@@ -117,7 +122,7 @@ void branch(
   using acc_t = typename Accumulator<scalar_t>::type;
   constexpr int kPixels =
       4;  // at once, so that a weight is loaded once for all
-  const int64_t size = s.padded();
+  const int64_t size = padded(s);
   const int64_t taps = s.kernel_h * s.kernel_w;
   // Parameters by tap and widened, with zeros beyond the last channel.
   Scratch<acc_t> parameters((taps + 3) * size);

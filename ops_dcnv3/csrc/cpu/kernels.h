@@ -36,20 +36,6 @@ struct BackwardPointers {
   point_t* grad_mask;
 };
 
-// A depthwise convolution that keeps the size of a (N, H, W, C) map, a
-// LayerNorm over channels and a GELU. The kernel's sides are odd.
-struct BranchSizes {
-  int64_t height;
-  int64_t width;
-  int64_t channels;
-  int64_t kernel_h;
-  int64_t kernel_w;
-  double eps;
-
-  // Channels up to a whole number of the widest registers.
-  int64_t padded() const { return (channels + 15) / 16 * 16; }
-};
-
 // All contiguous; weight is (C, kernel_h, kernel_w), the other parameters (C,).
 template <typename scalar_t>
 struct BranchPointers {

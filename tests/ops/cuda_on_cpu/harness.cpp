@@ -3,6 +3,7 @@
 #include "cuda_on_cpu.h"
 // After it, as the kernels use what it defines.
 #include "backward.cuh"
+#include "branch.cuh"
 #include "dispatch.cuh"
 #include "forward.cuh"
 #include "gather.cuh"
@@ -142,39 +143,102 @@ void run(Call& c) {
   }
 }
 
-}  // namespace
+// The same for the depthwise branch.
+struct BranchCall {
+  BranchSizes sizes;
+  const void* input;
+  const void* parameters[4];  // weight, bias, norm_weight, norm_bias
+  void* output;
+  int32_t scalar;
+  int32_t parameter;
+  bool reversed;
+  char kernel[64];
+  char error[256];
+};
 
-// Returns 0, or 1 with what is wrong in call->error.
-extern "C" int run_on_cpu(Call* call) {
-  Call& c = *call;
+template <typename scalar_t, typename param_t>
+struct RunBranch {
+  BranchCall& c;
+  template <typename Traits>
+  void run() const {
+    std::snprintf(
+        c.kernel,
+        sizeof(c.kernel),
+        "side %d, channels %d, run %d",
+        Traits::kSide,
+        Traits::kVec,
+        Traits::kRun);
+    const auto parameter = [&](int index) {
+      return static_cast<const param_t*>(c.parameters[index]);
+    };
+    const BranchPointers<scalar_t, param_t> pointers{
+        static_cast<const scalar_t*>(c.input),
+        parameter(0),
+        parameter(1),
+        parameter(2),
+        parameter(3),
+        static_cast<scalar_t*>(c.output)};
+    const BranchTiles tiles = BranchTiles::make<Traits>(c.sizes);
+    launch(
+        tiles.blocks,
+        Traits::kBlockSize,
+        Traits::shared_bytes(tiles.pixels(), c.sizes.channels),
+        c.reversed,
+        [&] { branch_kernel<Traits>(c.sizes, tiles, pointers); });
+  }
+};
+
+template <typename scalar_t, typename param_t>
+void run(BranchCall& c) {
+  if (!dispatch_branch<scalar_t, param_t>(
+          c.sizes,
+          RunBranch<scalar_t, param_t>{c})) {
+    throw std::runtime_error("no kernel fits");
+  }
+}
+
+// Call run() for the dtypes of a call. Returns 0, or 1 with what is wrong in
+// call.error.
+template <typename AnyCall>
+int run_for_dtypes(AnyCall& call, int scalar, int other) {
   try {
-    switch (c.scalar * 10 + c.point) {
+    switch (scalar * 10 + other) {
       case 0:
-        run<double, double>(c);
+        run<double, double>(call);
         break;
       case 11:
-        run<float, float>(c);
+        run<float, float>(call);
         break;
       case 22:
-        run<c10::Half, c10::Half>(c);
+        run<c10::Half, c10::Half>(call);
         break;
       case 21:
-        run<c10::Half, float>(c);
+        run<c10::Half, float>(call);
         break;
       case 33:
-        run<c10::BFloat16, c10::BFloat16>(c);
+        run<c10::BFloat16, c10::BFloat16>(call);
         break;
       case 31:
-        run<c10::BFloat16, float>(c);
+        run<c10::BFloat16, float>(call);
         break;
       default:
         throw std::runtime_error("these dtypes are not built");
     }
   } catch (const std::exception& caught) {
-    std::strncpy(c.error, caught.what(), sizeof(c.error) - 1);
+    std::strncpy(call.error, caught.what(), sizeof(call.error) - 1);
     return 1;
   }
   return 0;
+}
+
+}  // namespace
+
+extern "C" int run_on_cpu(Call* call) {
+  return run_for_dtypes(*call, call->scalar, call->point);
+}
+
+extern "C" int branch_on_cpu(BranchCall* call) {
+  return run_for_dtypes(*call, call->scalar, call->parameter);
 }
 
 // (n, ho, wo, group, q) of a site, counted in 32 or 64 bits.
