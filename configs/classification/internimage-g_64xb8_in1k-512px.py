@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 90.1 top-1 on ImageNet-1K val (published with the weights).
-mim train internimage internimage-g_64xb8_in1k-512px.py -G 64 -l slurm -p PART
-"""
+mim train internimage internimage-g_64xb8_in1k-512px.py -G 64 -g 8 -l slurm -p PART --srun-args=-u
+"""  # noqa: E501
 
 _base_ = ['../_base_/internimage_g.py', './_base_/in1k-512px_20e.py']
 custom_imports = dict(imports=['internimage.classification'])

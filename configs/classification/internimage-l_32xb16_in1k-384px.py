@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 87.7 top-1 on ImageNet-1K val (published with the weights).
-mim train internimage internimage-l_32xb16_in1k-384px.py -G 32 -l slurm -p PART
-"""
+mim train internimage internimage-l_32xb16_in1k-384px.py -G 32 -g 8 -l slurm -p PART --srun-args=-u
+"""  # noqa: E501
 
 _base_ = ['../_base_/internimage_l.py', './_base_/in1k-384px_20e.py']
 custom_imports = dict(imports=['internimage.classification'])

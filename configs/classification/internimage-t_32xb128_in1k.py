@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 83.5 top-1 on ImageNet-1K val (published with the weights).
-mim train internimage internimage-t_32xb128_in1k.py -G 32 -l slurm -p PART --amp
-"""
+mim train internimage internimage-t_32xb128_in1k.py -G 32 -g 8 -l slurm -p PART --srun-args=-u --amp
+"""  # noqa: E501
 
 _base_ = ['../_base_/internimage_t.py', './_base_/in1k-224px_300e.py']
 custom_imports = dict(imports=['internimage.classification'])

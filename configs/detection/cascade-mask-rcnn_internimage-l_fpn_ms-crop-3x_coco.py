@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 56.1 box AP, 48.5 mask AP on COCO val2017 (arXiv:2211.05778, Table 3).
-mim train internimage cascade-mask-rcnn_internimage-l_fpn_ms-crop-3x_coco.py -G 32 -l slurm -p PART
+mim train internimage cascade-mask-rcnn_internimage-l_fpn_ms-crop-3x_coco.py -G 32 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = [

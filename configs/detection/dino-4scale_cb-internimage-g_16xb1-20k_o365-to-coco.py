@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 65.1 box AP on COCO val2017, 65.3 with test-time augmentation (published).
-mim train internimage dino-4scale_cb-internimage-g_16xb1-20k_o365-to-coco.py -G 16 -l slurm -p PART
+mim train internimage dino-4scale_cb-internimage-g_16xb1-20k_o365-to-coco.py -G 16 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = ['../_base_/internimage_g.py', './_base_/dino-4scale_o365-to-coco.py']

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 63.4 box AP on COCO val2017 (published with the weights).
-mim train internimage dino-4scale_internimage-h_16xb1-20k_o365-to-coco.py -G 16 -l slurm -p PART
+mim train internimage dino-4scale_internimage-h_16xb1-20k_o365-to-coco.py -G 16 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = ['../_base_/internimage_h.py', './_base_/dino-4scale_o365-to-coco.py']

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: a start for training on other data; no result is published.
-mim train internimage dino-4scale_internimage-l_128xb2-26e_objects365.py -G 128 -l slurm -p PART
+mim train internimage dino-4scale_internimage-l_128xb2-26e_objects365.py -G 128 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = ['../_base_/internimage_l.py', './_base_/dino-4scale_objects365.py']

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 62.6 mIoU on ADE20K val (62.5 in the paper), 62.9 with augmentation (published).
-mim train internimage mask2former_internimage-h_16xb1-80k_ade20k-896x896.py -G 16 -l slurm -p PART
+mim train internimage mask2former_internimage-h_16xb1-80k_ade20k-896x896.py -G 16 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = ['../_base_/internimage_h.py', './_base_/mask2former_80k_ade20k-896x896.py']

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 52.6 mIoU on COCO-Stuff-164K val2017, 52.8 with augmentation (published).
-mim train internimage mask2former_internimage-h_16xb1-80k_coco-stuff164k-896x896.py -G 16 -l slurm -p PART
+mim train internimage mask2former_internimage-h_16xb1-80k_coco-stuff164k-896x896.py -G 16 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = [

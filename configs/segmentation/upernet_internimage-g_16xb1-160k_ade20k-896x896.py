@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """No result is published; the settings are.
-mim train internimage upernet_internimage-g_16xb1-160k_ade20k-896x896.py -G 16 -l slurm -p PART
+mim train internimage upernet_internimage-g_16xb1-160k_ade20k-896x896.py -G 16 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = ['../_base_/internimage_g.py', './_base_/upernet_160k_ade20k-896x896.py']

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 59.9 mIoU on ADE20K val, 60.3 with test-time augmentation (published).
-mim train internimage upernet_internimage-h_16xb1-160k_ade20k-896x896.py -G 16 -l slurm -p PART
+mim train internimage upernet_internimage-h_16xb1-160k_ade20k-896x896.py -G 16 -g 8 -l slurm -p PART --srun-args=-u
 """  # noqa: E501
 
 _base_ = ['../_base_/internimage_h.py', './_base_/upernet_160k_ade20k-896x896.py']

@@ -2,10 +2,13 @@
 """Every config loads, fits its model, is named by the rules, and is in the index."""
 
 import ast
+import importlib
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,32 @@ def test_docstring_has_result_and_command(path: Path):
     for value in metrics:
         assert str(value) in expectation
     assert command.startswith(f'mim train internimage {path.name}')
+
+
+@every_leaf
+def test_mim_takes_the_command(path: Path, monkeypatch: pytest.MonkeyPatch):
+    testing = pytest.importorskip('click.testing')
+    try:
+        for distribution in ('internimage', 'onedl-mim'):
+            metadata.distribution(distribution)
+    except metadata.PackageNotFoundError as missing:
+        pytest.skip(f'{missing}')
+    started = []
+    monkeypatch.setattr(
+        subprocess, 'check_call', lambda command, env: started.append(command) or 0
+    )
+    command = ast.get_docstring(ast.parse(path.read_text())).splitlines()[1].split()
+    options = command[4:]
+    # By path, as in a checkout mim finds a name more than once.
+    arguments = ['internimage', str(path), *options]
+    result = testing.CliRunner().invoke(
+        importlib.import_module('mim.commands.train').cli, arguments
+    )
+    assert result.exit_code == 0, f'{result.output}{result.exception}'
+    (called,) = started
+    start = called.index(str(ROOT / 'tools' / 'train.py'))
+    launcher = options[options.index('-l') + 1]
+    assert called[start + 1 : start + 4] == [str(path), '--launcher', launcher]
 
 
 @pytest.mark.parametrize('variant', ARCHS)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Expected: 92.6 top-1 on iNaturalist 2018 val (published with the weights).
-mim train internimage <path of this file> -G 32 -l slurm -p PART
+mim train internimage <path of this file> -G 32 -g 8 -l slurm -p PART --srun-args=-u
 """
 
 _base_ = [
