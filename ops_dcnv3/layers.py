@@ -62,9 +62,13 @@ def linear(
 
 
 def is_untouched(module: nn.Module, expected: type) -> bool:
-    """Tell whether a module is of exactly this type, and nobody waits for its calls."""
+    """Tell whether a module is of exactly this type, and nobody waits for its calls.
+
+    Nobody by hooks, nor by a ``forward`` of the instance's own, as offloading sets it.
+    """
     return (
         type(module) is expected
+        and 'forward' not in module.__dict__
         and not module._forward_hooks
         and not module._forward_pre_hooks
     )

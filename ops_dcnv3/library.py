@@ -70,7 +70,7 @@ def _load_one(stem: str) -> str:
         warnings.warn(
             f'{path} does not load ({error}). Rebuild it for this PyTorch '
             f'({torch.__version__}): pip install --no-build-isolation '
-            '--force-reinstall --no-deps internimage (or -e . in a checkout)',
+            '--force-reinstall --no-deps . (or -e .), in a checkout of internimage',
             RuntimeWarning,
             stacklevel=4,
         )
@@ -94,8 +94,8 @@ def warn_slow(device_type: str) -> None:
         f'ops_dcnv3: no compiled kernels for {device_type!r} tensors ({reason}); the '
         'much slower PyTorch reference is used. To get them, install a C++ compiler '
         '(and for CUDA the toolkit of the version in torch.version.cuda), PyTorch '
-        f'>= {".".join(map(str, MIN_TORCH))}, and reinstall: pip install '
-        '--no-build-isolation --force-reinstall --no-deps internimage',
+        f'>= {".".join(map(str, MIN_TORCH))}, and reinstall, in a checkout of '
+        'internimage: pip install --no-build-isolation --force-reinstall --no-deps .',
         RuntimeWarning,
         stacklevel=3,
     )

@@ -24,7 +24,10 @@ from .layers import (
 )
 from .registration import autocast_dtype
 
-#: A pixel's sums in float64 fill the shared memory of a CUDA block.
+#: Depthwise kernels for which CUDA has more than a plain loop, in whole vectors of
+#: channels; and how many channels fit into the shared memory of a block in float64.
+_FUSED_KERNELS = ((3, 3), (5, 5))
+_FUSED_VECTOR = 8
 _MAX_FUSED_CHANNELS = 6144
 
 
@@ -125,6 +128,10 @@ class DCNv3(nn.Module):
             and dw_kernel[0] % 2 == dw_kernel[1] % 2 == 1
             and norm_layer == 'LN'
             and act_layer == 'GELU'
+        )
+        self._is_branch_fused_by_cuda = (
+            dw_kernel in _FUSED_KERNELS
+            and channels % _FUSED_VECTOR == 0
             and channels <= _MAX_FUSED_CHANNELS
         )
         num_points = geometry.num_points
@@ -153,6 +160,9 @@ class DCNv3(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``, and add ``residual`` to it."""
+        if x.dtype == torch.float32 and is_unobserved(x):
+            # Autocast would do it twice, for the projection and for the branch.
+            x = x.to(autocast_dtype(x.device.type) or x.dtype)
         projected = linear(self.input_proj, x)
         if self.recompute and keeps_for_backward() and self._is_recomputable():
             logits, scale, offset = checkpoint(
@@ -186,12 +196,21 @@ class DCNv3(nn.Module):
         """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
         if self._is_branch_fused and is_unobserved(x) and self._has_untouched_branch():
             conv, norm, _ = self._branch_layers()
-            features = _to_fused_dtype(x, conv.weight.dtype)
-            if features is not None:
+            if self._has_kernel_for_branch(x, conv.weight.dtype):
                 return torch.ops.ops_dcnv3.branch_forward(
-                    features, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
+                    x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
                 )
         return self.dw_conv(x.permute(0, 3, 1, 2))
+
+    def _has_kernel_for_branch(self, x: Tensor, weight_dtype: torch.dtype) -> bool:
+        if not library.has_kernels_for(x.device.type):
+            return False
+        if not x.is_cuda:
+            return is_plain_inference(x)
+        is_half = x.dtype in (torch.float16, torch.bfloat16)
+        return self._is_branch_fused_by_cuda and (
+            weight_dtype == x.dtype or (is_half and weight_dtype == torch.float32)
+        )
 
     def _is_recomputable(self) -> bool:
         """Tell whether :meth:`_predict` has no state, no dropout and no spectators."""
@@ -204,7 +223,11 @@ class DCNv3(nn.Module):
     def _has_untouched_branch(self) -> bool:
         conv, norm, act = self._branch_layers()
         return (
-            is_untouched(conv, nn.Conv2d)
+            is_untouched(self.dw_conv, nn.Sequential)
+            and is_untouched(self.dw_conv[1], nn.Sequential)
+            and is_untouched(conv, nn.Conv2d)
+            and conv.bias is not None
+            and conv.padding_mode == 'zeros'  # set to 'circular' for seamless tiles
             and is_untouched(norm, nn.LayerNorm)
             and is_exact_gelu(act)
         )
@@ -224,10 +247,19 @@ class DCNv3(nn.Module):
         autocast = autocast_dtype(device_type)
         if (autocast or self.offset.weight.dtype) != torch.bfloat16:
             return linear(self.offset, branch)
+        weight, bias = self.offset.weight, self.offset.bias
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
-            return F.linear(
-                branch.float(), self.offset.weight.float(), self.offset.bias.float()
-            )
+            if (
+                branch.is_cuda
+                and branch.dtype == weight.dtype == torch.bfloat16
+                and is_unobserved(branch)
+            ):
+                # The same by matrix units, whose sums are in float32: products of
+                # bfloat16 are exact there.
+                rows = branch.flatten(0, -2)
+                offset = torch.mm(rows, weight.t(), out_dtype=torch.float32)
+                return offset.add_(bias).unflatten(0, branch.shape[:-1])
+            return F.linear(branch.float(), weight.float(), bias.float())
 
     def _mix_in_center(self, out: Tensor, projected: Tensor, scale: Tensor) -> Tensor:
         """Blend each group with the projected input by a predicted weight in (0, 1)."""
@@ -239,19 +271,6 @@ class DCNv3(nn.Module):
             center.unflatten(-1, group_shape),
             scale.unsqueeze(-1),
         ).flatten(-2)
-
-
-def _to_fused_dtype(x: Tensor, weight_dtype: torch.dtype) -> Tensor | None:
-    """Return ``x`` in the dtype for the fused branch, None where it is not for it."""
-    if not library.has_kernels_for(x.device.type):
-        return None
-    if x.device.type != 'cuda':
-        return x if is_plain_inference(x) else None
-    dtype = autocast_dtype('cuda') or x.dtype
-    fits = weight_dtype == dtype or (
-        weight_dtype == torch.float32 and dtype in (torch.float16, torch.bfloat16)
-    )
-    return x.to(dtype) if fits else None
 
 
 def _branch_padding(geometry: Geometry, dw_kernel: tuple[int, int]) -> tuple[int, int]:

@@ -126,6 +126,42 @@ def test_hooks_and_other_layers_see_their_calls():
         torch.testing.assert_close(other(x), 2 * expected, rtol=1e-4, atol=1e-5)
 
 
+def make_circular(layer):
+    """What users do for seamless tiles."""
+    layer.dw_conv[0].padding_mode = 'circular'
+
+
+def replace_forward(layer):
+    """What offloading does."""
+    forward = layer.dw_conv[0].forward
+    layer.dw_conv[0].forward = lambda x: forward(x).abs()
+
+
+def hook_norm(layer):
+    layer.dw_conv[1].register_forward_hook(lambda module, args, output: 2 * output)
+
+
+def drop_bias(layer):
+    layer.dw_conv[0].bias = None
+
+
+@pytest.mark.parametrize(
+    'change', [make_circular, replace_forward, hook_norm, drop_bias]
+)
+def test_changes_of_the_branch_are_seen(change, device):
+    torch.manual_seed(0)
+    layer = make_layer().to(device)
+    x = torch.randn(2, 11, 14, 24, device=device)
+    with torch.no_grad():
+        before = layer(x)
+    change(layer)
+    expected = layer(x)
+    assert relative_error(before, expected) > 1e-2
+    with torch.no_grad():
+        output = layer(x)
+    assert relative_error(output, expected) < FORWARD[torch.float32]
+
+
 def test_plain_inference():
     x = torch.randn(3)
     assert not is_plain_inference(x)

@@ -46,7 +46,7 @@ struct LaunchBranch {
     branch_kernel<Traits>
         <<<grid_size(tiles.blocks, 1),
            Traits::kBlockSize,
-           Traits::shared_bytes(tiles.pixels(), sizes.channels),
+           Traits::shared_bytes(tiles.pixels, sizes.channels),
            stream>>>(sizes, tiles, pointers);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

@@ -57,12 +57,13 @@ struct BranchTraits {
 // as many runs as keep all threads of a block busy.
 struct BranchTiles {
   int64_t rows;
-  int64_t columns;
+  int64_t pixels;
   int64_t blocks;
   // Threads that share a pixel once it is convolved: a power of two up to a
   // warp.
   int32_t team;
   Divisor vectors;   // of a pixel
+  Divisor columns;   // of a tile
   Divisor row_runs;  // of a row of a tile
   Divisor across;    // tiles of a row of the image
   Divisor down;
@@ -77,9 +78,10 @@ struct BranchTiles {
       row_runs *= 2;
     }
     BranchTiles tiles;
+    const int64_t columns = row_runs * Traits::kRun;
     tiles.rows = runs / row_runs;
-    tiles.columns = row_runs * Traits::kRun;
-    const int64_t across = (s.width + tiles.columns - 1) / tiles.columns;
+    tiles.pixels = tiles.rows * columns;
+    const int64_t across = (s.width + columns - 1) / columns;
     const int64_t down = (s.height + tiles.rows - 1) / tiles.rows;
     tiles.blocks = s.batch * down * across;
     tiles.team = 1;
@@ -87,12 +89,12 @@ struct BranchTiles {
       tiles.team *= 2;
     }
     tiles.vectors = Divisor(vectors);
+    tiles.columns = Divisor(columns);
     tiles.row_runs = Divisor(row_runs);
     tiles.across = Divisor(across);
     tiles.down = Divisor(down);
     return tiles;
   }
-  DCNV3_HOST_DEVICE int64_t pixels() const { return rows * columns; }
 };
 
 // Read kCount numbers, the first at a multiple of kVec numbers, as the widest
@@ -215,7 +217,7 @@ __device__ inline acc_t gelu(acc_t x) {
 // one after the other (their difference of squares would cancel), and writes
 // each output once.
 template <typename Traits>
-__global__ void __launch_bounds__(Traits::kBlockSize) branch_kernel(
+__global__ void __launch_bounds__(Traits::kBlockSize, 2) branch_kernel(
     BranchSizes s,
     BranchTiles tiles,
     BranchPointers<typename Traits::scalar_t, typename Traits::param_t> p) {
@@ -223,15 +225,15 @@ __global__ void __launch_bounds__(Traits::kBlockSize) branch_kernel(
   constexpr int kVec = Traits::kVec;
   auto* convolved = shared_memory_as<acc_t>();
   const int32_t vectors = static_cast<int32_t>(tiles.vectors.size());
-  const int32_t pixels = static_cast<int32_t>(tiles.pixels());
-  const int32_t columns = static_cast<int32_t>(tiles.columns);
+  const int32_t pixels = static_cast<int32_t>(tiles.pixels);
 
   const Quotient<int32_t> by_across =
       tiles.across.divide(static_cast<int32_t>(blockIdx.x));
   const Quotient<int32_t> by_down = tiles.down.divide(by_across.quotient);
   const int64_t n = by_down.quotient;
   const int32_t top = by_down.remainder * static_cast<int32_t>(tiles.rows);
-  const int32_t left = by_across.remainder * columns;
+  const int32_t left =
+      by_across.remainder * static_cast<int32_t>(tiles.columns.size());
 
   const int32_t thread = static_cast<int32_t>(threadIdx.x);
   const int32_t items = pixels / Traits::kRun * vectors;
@@ -245,12 +247,12 @@ __global__ void __launch_bounds__(Traits::kBlockSize) branch_kernel(
       const int32_t channel = by_vectors.remainder * kVec;
       acc_t sums[Traits::kRun][kVec];
       convolve_run<Traits>(s, p, n, y, x, channel, sums);
-      const int64_t first = by_vectors.quotient * Traits::kRun;
+      const int32_t first = by_vectors.quotient * Traits::kRun;
 #pragma unroll
       for (int i = 0; i < Traits::kRun; ++i) {
-        store_wide<kVec>(
-            sums[i],
-            convolved + (first + i) * s.channels + channel);
+        // Counted in vectors: by channels, the compiler loses the alignment.
+        const int32_t vector = (first + i) * vectors + by_vectors.remainder;
+        store_wide<kVec>(sums[i], convolved + vector * kVec);
       }
     }
   }
@@ -259,11 +261,13 @@ __global__ void __launch_bounds__(Traits::kBlockSize) branch_kernel(
   const int32_t team = tiles.team;
   const int32_t lane_in_team = thread & (team - 1);
   const int32_t teams = Traits::kBlockSize / team;
+  const acc_t share = 1 / static_cast<acc_t>(s.channels);
   // As many turns for all threads, as they meet in the sums of a team.
   for (int32_t base = 0; base < pixels; base += teams) {
     const int32_t pixel = base + thread / team;
-    const int32_t y = top + pixel / columns;
-    const int32_t x = left + pixel % columns;
+    const Quotient<int32_t> by_columns = tiles.columns.divide(pixel);
+    const int32_t y = top + by_columns.quotient;
+    const int32_t x = left + by_columns.remainder;
     const bool active = pixel < pixels && y < s.height && x < s.width;
     const acc_t* values = convolved + static_cast<int64_t>(pixel) * s.channels;
     const int32_t end = active ? vectors : 0;
@@ -276,7 +280,7 @@ __global__ void __launch_bounds__(Traits::kBlockSize) branch_kernel(
         total += parts[lane];
       }
     }
-    const acc_t mean = team_sum(total, team) / s.channels;
+    const acc_t mean = team_sum(total, team) * share;
     acc_t squares = 0;
     for (int32_t i = lane_in_team; i < end; i += team) {
       load_widened<kVec>(values + i * kVec, parts);
@@ -285,9 +289,8 @@ __global__ void __launch_bounds__(Traits::kBlockSize) branch_kernel(
         squares += (parts[lane] - mean) * (parts[lane] - mean);
       }
     }
-    const acc_t factor = 1 / std::sqrt(
-                                 team_sum(squares, team) / s.channels +
-                                 static_cast<acc_t>(s.eps));
+    const acc_t variance = team_sum(squares, team) * share;
+    const acc_t factor = 1 / std::sqrt(variance + static_cast<acc_t>(s.eps));
     auto* output = p.output + ((n * s.height + y) * s.width + x) * s.channels;
     for (int32_t i = lane_in_team; i < end; i += team) {
       load_widened<kVec>(values + i * kVec, parts);

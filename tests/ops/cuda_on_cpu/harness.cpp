@@ -182,7 +182,7 @@ struct RunBranch {
     launch(
         tiles.blocks,
         Traits::kBlockSize,
-        Traits::shared_bytes(tiles.pixels(), c.sizes.channels),
+        Traits::shared_bytes(tiles.pixels, c.sizes.channels),
         c.reversed,
         [&] { branch_kernel<Traits>(c.sizes, tiles, pointers); });
   }
