@@ -49,7 +49,8 @@ def convert_loaded(content: Any) -> Any:
 
     Returns:
         ``content`` itself, if it is something else, or from mmengine's runner, or if
-        mmengine finds the right names in it. Otherwise a dict of the converted weights
+        mmengine finds the right names in it; as ``state_dict``, if these are a whole
+        model's and nothing is around them. Otherwise a dict of the converted weights
         as ``state_dict``, and of what the file holds beside them.
 
     Raises:
@@ -65,7 +66,9 @@ def convert_loaded(content: Any) -> Any:
     wrapper = find_wrapper(content)
     is_found = weights is content.get('state_dict', content)
     if is_found and list(converted) == list(weights):
-        return content
+        # mmengine's EMAHook looks for a model's weights in ``state_dict`` only.
+        is_bare_model = weights is content and _SIGNATURE not in weights
+        return {'state_dict': weights} if is_bare_model else content
     renamed = sum(key not in weights for key in converted)
     print_log(
         'checkpoint: a published InternImage, converted: '

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from _cli import load_config, make_parser
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,9 +35,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
             parser.error('--auto-scale-lr: no auto_scale_lr.base_batch_size in config')
         config.auto_scale_lr.enable = True
-    if args.resume:
+    if args.resume == 'auto':
+        # At the first start there is nothing to resume: as without the option, the
+        # weights to start from are loaded.
+        config.resume = find_latest_checkpoint(config.work_dir) is not None
+        if config.resume:
+            config.load_from = None
+    elif args.resume:
         config.resume = True
-        config.load_from = None if args.resume == 'auto' else args.resume
+        config.load_from = args.resume
 
     Runner.from_cfg(config).train()
 

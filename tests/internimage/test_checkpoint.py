@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
-from torch import Tensor
+from torch import Tensor, nn
 
 from internimage import InternImage, checkpoint
 from internimage.checkpoint import (
@@ -284,6 +286,22 @@ def test_loading_finds_weights_in_any_wrapper(messages):
     nested = convert_loaded({'state_dict': {'model': inner}, 'meta': {'epoch': 12}})
     assert list(nested) == ['meta', 'state_dict']
     assert list(nested['state_dict']) == list(inner)
+
+
+def test_loading_wraps_a_bare_model_for_ema(messages):
+    """As a converted safetensors file holds it; a backbone alone stays as it is."""
+    inner = detection(weights())['state_dict']
+    loaded = convert_loaded(inner)
+    assert list(loaded) == ['state_dict']
+    assert loaded['state_dict'] is inner
+    averaged = nn.Module()
+    averaged.backbone = small()
+    hook = EMAHook()
+    hook.ema_model = SimpleNamespace(module=averaged)
+    hook.after_load_checkpoint(SimpleNamespace(_resume=False), loaded)
+    for name, value in averaged.state_dict().items():
+        assert torch.equal(value, inner[name]), name
+    assert not messages
 
 
 @pytest.mark.parametrize(

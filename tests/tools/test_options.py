@@ -96,15 +96,35 @@ def test_auto_scale_lr(run: Run, capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ('arguments', 'resume', 'load_from'),
     [
-        ([], None, None),
+        ([], None, 'start.pth'),
         (['--resume'], True, None),
         (['--resume', 'a.pth'], True, 'a.pth'),
     ],
 )
-def test_resume(run: Run, arguments: list[str], resume: bool | None, load_from: str):
-    config = run('train', *arguments)
+def test_resume(
+    run: Run,
+    tmp_path: Path,
+    arguments: list[str],
+    resume: bool | None,
+    load_from: str | None,
+):
+    folder = tmp_path / 'work'
+    folder.mkdir()
+    (folder / 'last_checkpoint').write_text('work/epoch_3.pth')
+    config = run(
+        'train', *arguments, '--work-dir', str(folder), extra="load_from = 'start.pth'"
+    )
     assert config.get('resume') is resume
     assert config.get('load_from') == load_from
+
+
+def test_resume_without_a_checkpoint_starts_as_without_the_option(
+    run: Run, tmp_path: Path
+):
+    arguments = ['--resume', '--work-dir', str(tmp_path / 'work')]
+    config = run('train', *arguments, extra="load_from = 'start.pth'")
+    assert not config.resume
+    assert config.load_from == 'start.pth'
 
 
 @pytest.mark.parametrize(
