@@ -63,8 +63,10 @@ def run(load, tmp_path):
         assert path.parent == tmp_path
         result = json.loads(path.read_text())
         assert result['benchmark'].startswith(name.removeprefix('bench_'))
-        end = f'_{result["machine"]["date"][:10]}_{result["benchmark"]}.json'
-        assert path.name.endswith(end)
+        dtype = result['settings']['dtype']
+        end = f'{result["machine"]["date"][:10]}_{result["benchmark"]}'
+        end += '.json' if dtype == 'float32' else f'_{dtype}.json'
+        assert path.name.endswith(f'_{end}')
         assert {'device', 'threads', 'torch', 'commit'} <= result['machine'].keys()
         for row in result['rows']:
             assert row.keys() >= {'case', 'batch', 'pass', 'participant'}
@@ -257,46 +259,49 @@ def test_report(run, load, tmp_path):
     assert readme.read_text() == first
 
 
-def made_up(targets, better):
+def made_up(targets, better, device='cpu'):
     """Return results in which each target is met, or just missed."""
-    rows = {}
+    runs = {}
     for target in targets:
-        factor = better if target.faster else 1 / better
-        ours, peer = (1.0, target.wanted * factor)
-        if not target.faster:
-            ours, peer = target.wanted * factor, 1.0
-        for name, seconds in (('internimage', ours), (target.peer, peer)):
-            row = dict(case=target.case, batch=target.batch, participant=name)
-            row.update({'pass': target.which, 'median_s': seconds})
-            rows.setdefault(target.benchmark, []).append(row)
-    settings = {'device': 'cpu'}
-    return [dict(benchmark=k, settings=settings, rows=v) for k, v in rows.items()]
+        # Ours takes a second.
+        seconds = target.wanted * better if target.faster else better / target.wanted
+        row = dict(case=target.case, batch=target.batch) | {'pass': target.which}
+        ours = row | dict(participant='internimage', median_s=1.0)
+        if target.peer == 'memory floor':
+            rows = [ours | dict(floor_s=seconds)]
+        else:
+            rows = [ours, row | dict(participant=target.peer, median_s=seconds)]
+        runs.setdefault((target.benchmark, target.dtype), []).extend(rows)
+    return [
+        dict(benchmark=name, settings=dict(device=device, dtype=dtype), rows=rows)
+        for (name, dtype), rows in runs.items()
+    ]
 
 
-def test_targets(load, capsys):
+@pytest.mark.parametrize(('device', 'number'), [('cpu', 19), ('cuda', 91)])
+def test_targets(load, capsys, device, number):
     targets = load('targets')
-    assert len(targets.TARGETS) == 19
-    assert targets.judge(made_up(targets.TARGETS, 1.01))
+    wanted = targets.TARGETS[device]
+    assert len(wanted) == number
+    assert targets.judge(made_up(wanted, 1.01, device), device)
     assert 'PUBLISHED' not in capsys.readouterr().out
-    assert not targets.judge(made_up(targets.TARGETS, 0.99))
+    assert not targets.judge(made_up(wanted, 0.99, device), device)
     out = capsys.readouterr().out
-    assert out.count('FAIL') == 19
+    assert out.count('FAIL') == number
     # All but one: it is missing, and that is no pass.
-    assert not targets.judge(made_up(targets.TARGETS[1:], 1.01))
+    assert not targets.judge(made_up(wanted[1:], 1.01, device), device)
     assert capsys.readouterr().out.count('MISSING') == 1
-    on_cuda = made_up(targets.TARGETS, 1.01)
-    for result in on_cuda:
-        result['settings'] = {'device': 'cuda'}
-    assert not targets.judge(on_cuda)
+    other = {'cpu': 'cuda', 'cuda': 'cpu'}[device]
+    assert not targets.judge(made_up(wanted, 1.01, other), device)
 
 
 def test_targets_without_the_published_path(load, capsys):
     targets = load('targets')
-    results = made_up(targets.TARGETS, 1.01)
+    results = made_up(targets.TARGETS['cpu'], 1.01)
     for result in results:
         for row in result['rows']:
             row['participant'] = row['participant'].replace(
                 targets.PUBLISHED_PATH, targets.REFERENCE
             )
-    assert targets.judge(results)
+    assert targets.judge(results, 'cpu')
     assert 'make bench PUBLISHED=' in ' '.join(capsys.readouterr().out.split())

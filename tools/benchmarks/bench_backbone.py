@@ -23,7 +23,7 @@ from models import (
     training_call,
     with_operator,
 )
-from peers import REFERENCE
+from peers import PUBLISHED, REFERENCE
 from record import OURS, Benchmark, make_parser, new_row
 from shapes import ARCHS
 from timing import say
@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from internimage.backbone import InternImage
 
-PUBLISHED = 'published code'
 #: Variant -> what timm calls the models of about its size.
 SIZES = {
     't': ('convnext_tiny', 'swin_tiny_patch4_window7_224'),

@@ -22,12 +22,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ops_dcnv3 import dcnv3, dcnv3_reference, library
+from ops_dcnv3 import dcnv3, dcnv3_reference, dcnv3_softmax, library
 
 REFERENCE = 'PyTorch reference'
 PUBLISHED_PATH = 'published PyTorch path'
 PUBLISHED_V3 = 'published DCNv3'
 PUBLISHED_V4 = 'published DCNv4'
+#: Of a layer or a model.
+PUBLISHED = 'published code'
 MMCV = 'mmcv DCNv2'
 
 Tensors = tuple[Tensor, ...]
@@ -102,12 +104,11 @@ def _layout(shape: Shape) -> tuple[int, ...]:
 
 
 def adapt_ours(problem: Problem) -> Adapted:
-    """Adapt the operator of this project."""
+    """Adapt the operator of this project, which takes the softmax itself."""
+    ours = dcnv3_softmax if problem.softmax else dcnv3
     return Adapted(
         (problem.input, problem.offset, problem.mask),
-        lambda x, offset, mask: dcnv3(
-            x, offset, problem.weights(mask), **problem.settings
-        ),
+        lambda x, offset, mask: ours(x, offset, mask, **problem.settings),
     )
 
 

@@ -114,7 +114,8 @@ class Benchmark:
         """Write the rows as JSON and return the file's path."""
         device = re.sub(r'[^a-z0-9]+', '-', self.machine['device'].lower()).strip('-')
         date = self.machine['date'][:10]
-        path = self.args.out / f'{device}_{date}_{self.name}.json'
+        dtype = '' if self.dtype == torch.float32 else f'_{self.args.dtype}'
+        path = self.args.out / f'{device}_{date}_{self.name}{dtype}.json'
         settings = {
             key: value
             for key, value in vars(self.args).items()

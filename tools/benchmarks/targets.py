@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CPU should reach, and whether it does: ``make bench``.
+"""What a machine should reach, and whether it does: ``make bench``.
 
 Targets are ratios within one run on one machine, so that they hold on any. With
 ``--run`` the benchmarks are run first, which takes about five minutes on two cores;
@@ -15,15 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peers import PUBLISHED_PATH, REFERENCE
+from peers import (
+    PUBLISHED,
+    PUBLISHED_PATH,
+    PUBLISHED_V3,
+    PUBLISHED_V4,
+    REFERENCE,
+)
 from record import OURS, RESULTS, ROOT, load_results
 from timing import say
 
 HERE = Path(__file__).parent
+#: In the place of a peer: the time for the bytes that must move.
+FLOOR = 'memory floor'
 
 
 class Target(NamedTuple):
-    """One figure that a run on the CPU should give.
+    """One figure that a run should give.
 
     ``wanted`` is a factor of speed for ``faster``, the peer's time over ours, which
     must reach it; otherwise our time over the peer's, which must not exceed it.
@@ -37,9 +45,10 @@ class Target(NamedTuple):
     peer: str
     wanted: float
     faster: bool
+    dtype: str = 'float32'
 
 
-TARGETS = [
+CPU_TARGETS = [
     *(
         Target(
             f'operator, {which}, {case}',
@@ -80,13 +89,84 @@ TARGETS = [
     ),
 ]
 
-#: Arguments that give these figures, by script.
+# Of an H100. The published DCNv3 knows float16, but not bfloat16.
+CUDA_TARGETS = [
+    *(
+        Target(
+            f'operator, {which}, {case}',
+            'operator-softmax',
+            case,
+            64,
+            which,
+            peer,
+            wanted,
+            faster=peer != FLOOR,
+            dtype='float16',
+        )
+        for peer, which, wanted in (
+            (PUBLISHED_V3, 'forward', 8.0),
+            (PUBLISHED_V4, 'forward', 2.0),
+            (PUBLISHED_V3, 'forward+backward', 4.0),
+            (PUBLISHED_V4, 'forward+backward', 2.0),
+            (FLOOR, 'forward', 2.0),
+        )
+        for case in (
+            *(f'{arch}{stage}' for arch in 'tblh' for stage in (1, 2, 3, 4)),
+            '64x56x56x128',
+        )
+    ),
+    *(
+        Target(
+            f'InternImage-{arch}, forward',
+            'backbone',
+            f'InternImage-{arch} 224x224',
+            64,
+            'forward',
+            peer,
+            wanted,
+            faster=True,
+            dtype=dtype,
+        )
+        for arch in 'TBL'
+        for peer, dtype, wanted in (
+            (PUBLISHED, 'float16', 2.0),
+            (f'ConvNeXt-{arch}', 'bfloat16', 1.0),
+        )
+    ),
+]
+TARGETS = {'cpu': CPU_TARGETS, 'cuda': CUDA_TARGETS}
+
+#: Scripts and arguments that give these figures; {path} is the published PyTorch path,
+#: or our reference where there is no published code.
 RUNS = {
-    'operator': '--shapes t --batch 1 8 --seconds 1',
-    'backbone': '--arch t --batch 1 8 --passes forward --peers ConvNeXt-T --seconds 8',
-    # An image of COCO as it is: on a smaller one, half of the step is RoI heads and the
-    # optimizer. Enlarged as the recipe does, the reference needs some 20 GB.
-    'detector': '--batch 1 --size 480 640 --seconds 10',
+    'cpu': [
+        ('operator', '--dtype float32 --shapes t --batch 1 8 --peers "{path}"'),
+        (
+            'backbone',
+            '--dtype float32 --arch t --batch 1 8 --passes forward '
+            '--peers ConvNeXt-T --seconds 8',
+        ),
+        # An image of COCO as it is: on a smaller one, half of the step is RoI heads and
+        # the optimizer. Enlarged as the recipe does, the reference needs some 20 GB.
+        ('detector', '--dtype float32 --batch 1 --size 480 640 --seconds 10'),
+    ],
+    'cuda': [
+        (
+            'operator',
+            '--dtype float16 --softmax --shapes t b l h 64x56x56x128 --batch 64 '
+            f'--peers "{PUBLISHED_V3}" "{PUBLISHED_V4}"',
+        ),
+        (
+            'backbone',
+            '--dtype float16 --arch t b l --batch 64 --passes forward '
+            f'--peers "{PUBLISHED}"',
+        ),
+        (
+            'backbone',
+            '--dtype bfloat16 --arch t b l --batch 64 --passes forward '
+            '--peers ConvNeXt-T ConvNeXt-B ConvNeXt-L',
+        ),
+    ],
 }
 
 
@@ -98,39 +178,48 @@ def find_figure(target: Target, rows: Sequence[dict[str, Any]]) -> tuple[float, 
     Raises:
         LookupError: There is no such row.
     """
-    found = {
-        row['participant']: row['median_s']
-        for row in rows
-        if (row['benchmark'], row['case']) == (target.benchmark, target.case)
-        and (row['batch'], row['pass']) == (target.batch, target.which)
-        and 'median_s' in row
-    }
+    found = {}
+    for row in rows:
+        if (row['benchmark'], row['dtype'], row['case'], row['batch'], row['pass']) == (
+            target.benchmark,
+            target.dtype,
+            target.case,
+            target.batch,
+            target.which,
+        ) and 'median_s' in row:
+            found[row['participant']] = row['median_s']
+            if row['participant'] == OURS and 'floor_s' in row:
+                found[FLOOR] = row['floor_s']
     peers = [target.peer]
     if target.peer == PUBLISHED_PATH:
         peers.append(REFERENCE)
     for peer in peers:
-        if peer in found and OURS in found:
+        if found.get(peer) and OURS in found:
             ratio = found[peer] / found[OURS]
             return (ratio if target.faster else 1 / ratio), peer
     raise LookupError(f'not measured against {target.peer}')
 
 
-def judge(results: Sequence[dict[str, Any]]) -> bool:
+def judge(results: Sequence[dict[str, Any]], device: str) -> bool:
     """Print each target with its figure; return whether all are met.
 
     Args:
-        results: Result files; only those of the CPU count. Of two rows of the same
-            case the later one does.
+        results: Result files. Of two rows of the same case the later one counts.
+        device: Whose targets; results of other devices do not count.
     """
     rows = [
-        {**row, 'benchmark': result['benchmark']}
+        {
+            **row,
+            'benchmark': result['benchmark'],
+            'dtype': result['settings']['dtype'],
+        }
         for result in results
-        if result['settings']['device'] == 'cpu'
+        if result['settings']['device'] == device
         for row in result['rows']
     ]
     all_met, others = True, set()
     say(f'{"target":38} batch  {"wanted":>9}  {"figure":>7}        against')
-    for target in TARGETS:
+    for target in TARGETS[device]:
         sign, reaches = ('>=', operator.ge) if target.faster else ('<=', operator.le)
         try:
             figure, peer = find_figure(target, rows)
@@ -152,18 +241,14 @@ def judge(results: Sequence[dict[str, Any]]) -> bool:
     return all_met
 
 
-def run_all(out: Path, published: Path | None) -> list[Path]:
-    """Run the benchmarks on the CPU, each in its own process; return their results."""
+def run_all(device: str, out: Path, published: Path | None) -> list[Path]:
+    """Run the benchmarks, each in its own process; return their results."""
     before = {path: path.stat().st_mtime_ns for path in out.glob('*.json')}
-    for name, arguments in RUNS.items():
+    path = PUBLISHED_PATH if published else REFERENCE
+    for name, arguments in RUNS[device]:
         command: list[str | Path] = [sys.executable, '-W', 'ignore']
-        command += [HERE / f'bench_{name}.py']
-        command += ['--device', 'cpu', '--dtype', 'float32', '--out', out]
-        command += arguments.split()
-        if name == 'operator':
-            # Whoever has no published code compares with our reference.
-            peer = PUBLISHED_PATH if published else REFERENCE
-            command += ['--peers', peer]
+        command += [HERE / f'bench_{name}.py', '--device', device, '--out', out]
+        command += shlex.split(arguments.format(path=path))
         if published:
             command += ['--published', published]
         say(f'\n$ {shlex.join(map(str, command[3:]))}')
@@ -177,17 +262,20 @@ def run_all(out: Path, published: Path | None) -> list[Path]:
 
 def main(argv: Sequence[str] | None = None) -> bool:
     """Judge, after running if asked to; return whether all targets are met."""
-    parser = argparse.ArgumentParser(description='Compare the CPU with its targets.')
+    parser = argparse.ArgumentParser(description='Compare a machine with its targets.')
     parser.add_argument('files', nargs='*', type=Path, help='JSON files, or folders')
     parser.add_argument('--run', action='store_true', help='run the benchmarks first')
+    parser.add_argument('--device', choices=list(TARGETS), default='cpu', help='whose')
     parser.add_argument('--published', type=Path, help='as in the benchmarks')
     parser.add_argument('--out', type=Path, default=RESULTS, help='for the JSON')
     args = parser.parse_args(argv)
     files = args.files
     if args.run:
-        files = run_all(args.out, args.published and args.published.resolve())
+        files = run_all(
+            args.device, args.out, args.published and args.published.resolve()
+        )
         say()
-    return judge(load_results(files or [RESULTS]))
+    return judge(load_results(files or [RESULTS]), args.device)
 
 
 if __name__ == '__main__':
