@@ -14,7 +14,7 @@ CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
 
-setup: ## Make .venv: the first time about 10 minutes and 13 GB of disk, later at once
+setup: ## Make .venv: the first time 11 to 24 minutes and 13 GB of disk, later at once
 	@command -v '$(PYTHON)' >/dev/null || { \
 	  echo '$(PYTHON) was not found: install Python 3.12, or name yours, as in' \
 	    '`make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11`.' >&2; exit 1; }
