@@ -472,6 +472,8 @@ BRANCHES = [
     ((2, 1, 1, 8), (3, 3), 'side 3, channels 4, run 4'),
     ((1, 3, 2, 264), (3, 3), 'side 3, channels 4, run 4'),  # more than a warp
     ((1, 6, 5, 24), (5, 5), 'side 5, channels 2, run 4'),
+    # More vectors than threads, as in InternImage-H.
+    ((1, 4, 5, 640), (5, 5), 'side 5, channels 2, run 4'),
     ((1, 2, 3, 3080), (5, 5), 'side 5, channels 2, run 1'),  # as in InternImage-G
     ((1, 7, 6, 21), (3, 3), 'side 0, channels 1, run 1'),
     ((1, 4, 5, 16), (3, 5), 'side 0, channels 1, run 1'),

@@ -26,6 +26,12 @@ branch_forward = torch.ops.ops_dcnv3.branch_forward
         ((3, 1, 1, 33), (3, 3)),
         ((1, 3, 4, 5), (1, 1)),
         ((0, 3, 4, 5), (3, 3)),
+        # Channels of the published models, on which CUDA's tiles depend.
+        *(
+            ((2, 9, 10, channels), (3, 3))
+            for channels in (64, 80, 112, 160, 192, 512, 1280, 1536)
+        ),
+        *(((1, 5, 6, channels), (5, 5)) for channels in (320, 512, 2560, 4096)),
     ],
 )
 def test_branch(size, kernel, dtype, device):
@@ -45,6 +51,38 @@ def test_branch_of_strided_input(device):
         rtol=0,
         atol=0,
     )
+
+
+def test_branch_of_input_between_words(device):
+    """CUDA's wide loads need a copy of it."""
+    input, *others = (x.to(device) for x in branch_arguments((2, 5, 9, 16), (3, 3)))
+    buffer = input.new_empty(input.numel() + 1)
+    shifted = buffer[1:].view_as(input).copy_(input)
+    torch.testing.assert_close(
+        branch_forward(shifted, *others, 1e-6),
+        branch_forward(input, *others, 1e-6),
+        rtol=0,
+        atol=0,
+    )
+
+
+@pytest.mark.gpu
+def test_branch_in_a_graph_and_on_a_stream():
+    arguments = [x.cuda() for x in branch_arguments((2, 9, 10, 64), (3, 3))]
+    expected = branch_forward(*arguments, 1e-6)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        output = branch_forward(*arguments, 1e-6)
+    stream.synchronize()
+    assert torch.equal(output, expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = branch_forward(*arguments, 1e-6)
+    output.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(output, expected)
 
 
 def test_gelu_of_large_numbers():
