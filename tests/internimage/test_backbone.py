@@ -460,3 +460,28 @@ def test_import_needs_mmengine_only():
         'assert not sys.modules.keys() & {"mmcv", "mmdet", "mmseg", "mmpretrain"}'
     )
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@pytest.mark.parametrize('norm_layer', ['LN', 'BN'])
+def test_downsampling_in_either_layout(monkeypatch, norm_layer):
+    """Many weights and few pixels run channels first, with the same result."""
+    torch.manual_seed(0)
+    layer = layers.Downsample(12, norm_layer).eval()
+    image = torch.randn(2, 9, 14, 12, requires_grad=True)
+    expected = layer(image)
+    (expected_grad,) = torch.autograd.grad(expected.square().sum(), image)
+    layouts = []
+    layer.conv.register_forward_pre_hook(
+        lambda module, args: layouts.append(args[0].is_contiguous())
+    )
+    monkeypatch.setattr(layers, '_MANY_WEIGHTS', layer.conv.weight.numel())
+    monkeypatch.setattr(layers, '_FEW_PIXELS', 2 * 9 * 14)
+    output = layer(image)
+    (grad,) = torch.autograd.grad(output.square().sum(), image)
+    monkeypatch.setattr(layers, '_FEW_PIXELS', 2 * 9 * 14 - 1)
+    layer(image)
+    assert layouts == [True, False]
+    assert output.shape == (2, 5, 7, 24)
+    assert output.stride() == expected.stride()
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
