@@ -160,9 +160,10 @@ class DCNv3(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``, and add ``residual`` to it."""
-        if x.dtype == torch.float32 and is_unobserved(x):
-            # Autocast would do it twice, for the projection and for the branch.
-            x = x.to(autocast_dtype(x.device.type) or x.dtype)
+        autocast = autocast_dtype(x.device.type)
+        if autocast and x.dtype == torch.float32 and is_unobserved(x):
+            # Otherwise it is cast twice, for the projection and for the branch.
+            x = x.to(autocast)
         projected = linear(self.input_proj, x)
         if self.recompute and keeps_for_backward() and self._is_recomputable():
             logits, scale, offset = checkpoint(
