@@ -94,20 +94,24 @@ UPERNET: Options = {
     'model.auxiliary_head.in_channels': 64,
     'model.auxiliary_head.channels': 16,
 }
+
+
+def views(number: int, smallest: int = 32) -> Options:
+    """Give so many augmented views small sizes, from ``smallest`` in steps of 16."""
+    return {
+        f'tta_pipeline.1.transforms.0.{view}.scale': (4 * short, short)
+        for view, short in enumerate(range(smallest, smallest + 16 * number, 16))
+    }
+
+
 # Where there are more sizes of augmented views than the three of L.
-SIX_VIEWS: Options = {
-    f'tta_pipeline.1.transforms.0.{number}.scale': (4 * short, short)
-    for number, short in enumerate(range(32, 128, 16))
-}
+SIX_VIEWS = views(6)
 _WIDTH = 32
 _ATTENTION = {'embed_dims': _WIDTH, 'num_heads': 2}
 _FFN = {'embed_dims': _WIDTH, 'feedforward_channels': 2 * _WIDTH}
 MASK2FORMER: Options = {
     **SEGMENTOR,
-    **{
-        f'tta_pipeline.1.transforms.0.{number}.scale': (4 * short, short)
-        for number, short in enumerate(range(32, 112, 16))
-    },
+    **views(5),
     **{
         f'model.decode_head.{name}': value
         for name, value in {

@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests.tools.real_images import sample
 from tests.tools.test_train_test import ROOT, run
 
 CONFIG = ROOT / 'configs' / 'classification' / 'internimage-t_32xb128_in1k.py'
@@ -46,9 +47,7 @@ def accuracy(log: str) -> list[str]:
 @pytest.fixture(scope='module')
 def options(shared_data: Path) -> list[str]:
     pytest.importorskip('mmpretrain')
-    root = shared_data / 'imagenet'
-    if not root.is_dir():
-        pytest.skip(f'no data at {root}')
+    root = sample(shared_data, 'imagenet')
     splits = {'train': 'train', 'val': 'val', 'test': 'val'}
     places = (
         f'{loader}_dataloader.dataset.{setting}'
