@@ -136,11 +136,11 @@ CUDA_TARGETS = [
 ]
 TARGETS = {'cpu': CPU_TARGETS, 'cuda': CUDA_TARGETS}
 
-#: Scripts and arguments that give these figures; {path} is the published PyTorch path,
+#: Scripts and arguments that give these figures; {peer} is the published PyTorch path,
 #: or our reference where there is no published code.
 RUNS = {
     'cpu': [
-        ('operator', '--dtype float32 --shapes t --batch 1 8 --peers "{path}"'),
+        ('operator', '--dtype float32 --shapes t --batch 1 8 --peers "{peer}"'),
         (
             'backbone',
             '--dtype float32 --arch t --batch 1 8 --passes forward '
@@ -194,7 +194,7 @@ def find_figure(target: Target, rows: Sequence[dict[str, Any]]) -> tuple[float, 
     if target.peer == PUBLISHED_PATH:
         peers.append(REFERENCE)
     for peer in peers:
-        if found.get(peer) and OURS in found:
+        if peer in found and OURS in found:
             ratio = found[peer] / found[OURS]
             return (ratio if target.faster else 1 / ratio), peer
     raise LookupError(f'not measured against {target.peer}')
@@ -244,11 +244,11 @@ def judge(results: Sequence[dict[str, Any]], device: str) -> bool:
 def run_all(device: str, out: Path, published: Path | None) -> list[Path]:
     """Run the benchmarks, each in its own process; return their results."""
     before = {path: path.stat().st_mtime_ns for path in out.glob('*.json')}
-    path = PUBLISHED_PATH if published else REFERENCE
+    peer = PUBLISHED_PATH if published else REFERENCE
     for name, arguments in RUNS[device]:
         command: list[str | Path] = [sys.executable, '-W', 'ignore']
         command += [HERE / f'bench_{name}.py', '--device', device, '--out', out]
-        command += shlex.split(arguments.format(path=path))
+        command += shlex.split(arguments.format(peer=peer))
         if published:
             command += ['--published', published]
         say(f'\n$ {shlex.join(map(str, command[3:]))}')
