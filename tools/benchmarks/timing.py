@@ -24,7 +24,7 @@ Call = Callable[[], object]
 #: it 0.2 ms, longer than Python needs to queue a kernel.
 _FLUSH_BYTES = 512 * 2**20
 #: A call that takes this many seconds cares little for what is in the caches.
-_SLOW = 0.05
+_SLOW = 0.5
 #: Where the kernel keeps, and forgets, how much memory this process had at most.
 _STATUS = Path('/proc/self/status')
 _FORGET_PEAK = Path('/proc/self/clear_refs')
@@ -42,13 +42,13 @@ class Timing(NamedTuple):
 class Effort(NamedTuple):
     """How often to run one participant.
 
-    For ``seconds``, but ``runs`` times at least and ``most`` times at most, in
-    ``rounds`` turns.
+    For ``seconds``, but ``runs`` times at least and ``most`` times at most, spread over
+    ``rounds`` turns. Machines in a cloud change their speed within seconds.
     """
 
     seconds: float = 1.0
     runs: int = 6
-    rounds: int = 3
+    rounds: int = 12
     most: int = 1000
 
 
@@ -73,20 +73,27 @@ def time_together(
         clock(call, 1)
         estimate = max(clock(call, 1)[0], 1e-7)
         runs = min(effort.most, math.ceil(effort.seconds / estimate))
-        turns[name] = math.ceil(max(effort.runs, runs) / effort.rounds)
+        turns[name] = _spread(max(effort.runs, runs), effort.rounds)
         # What another participant left in the caches costs the first call of a turn.
         warm_up[name] = int(estimate < _SLOW)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     gc.collect()
     gc.disable()
     try:
-        for _ in range(effort.rounds):
+        for turn in range(effort.rounds):
             for name, call in calls.items():
-                times = clock(call, warm_up[name] + turns[name])
-                samples[name] += times[warm_up[name] :]
+                if turns[name][turn]:
+                    times = clock(call, warm_up[name] + turns[name][turn])
+                    samples[name] += times[warm_up[name] :]
     finally:
         gc.enable()
     return {name: _summary(times) for name, times in samples.items()}
+
+
+def _spread(runs: int, rounds: int) -> list[int]:
+    """Return how often to run in each round, as evenly as can be."""
+    ends = [runs * (i + 1) // rounds for i in range(rounds)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _summary(times: list[float]) -> Timing:
