@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU kernels for x86-64 with AVX-512 (F, BW, DQ, VL). Everything that is
 // included above the pragma is compiled for the baseline.
-#include "../sampling.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -22,6 +21,7 @@
 
 #define DCNV3_CAPABILITY avx512
 #define DCNV3_VECTOR_BYTES 64
+#include "../sampling.h"
 #include "backward_impl.h"
 #include "branch_impl.h"
 #include "forward_impl.h"
