@@ -143,12 +143,13 @@ def extensions() -> tuple[list, dict]:
 
     cxx = ['-O3', '-g0', '-std=c++17', '-fvisibility=hidden', '-fno-math-errno']
     cxx += ['-Wall', '-Wextra', '-Wno-unused-parameter', '-Wno-psabi']
+    operators = [f'cpu/{op}_cpu.cpp' for op in ('branch', 'dcnv3', 'layer', 'linear')]
     kernels = [f'cpu/kernels_{isa}.cpp' for isa in ('baseline', 'avx2', 'avx512')]
     libraries = [
         library(
             cpp_extension.CppExtension,
             '_cpu',
-            ['bindings.cpp', 'cpu/branch_cpu.cpp', 'cpu/dcnv3_cpu.cpp', *kernels],
+            ['bindings.cpp', *operators, *kernels],
             extra_compile_args={'cxx': cxx},
         )
     ]

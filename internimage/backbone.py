@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from mmengine.model import BaseModule
@@ -101,8 +101,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return ``x`` with a branch, in the published order of operations."""
         is_plain = not self.post_norm and gamma is None and res_post_norm is None
-        if is_plain and not self.training and _takes_residual(layer):
-            return layer(norm(x), residual=x)
+        if is_plain and not self.training and _is_untouched_branch(layer):
+            return layer.add_branch(x, norm)
         branch = norm(layer(x)) if self.post_norm else layer(norm(x))
         if gamma is not None and not self.training:
             return torch.addcmul(x, gamma, branch)
@@ -113,8 +113,8 @@ class Block(nn.Module):
         return x + self.drop_path(branch)
 
 
-def _takes_residual(layer: nn.Module) -> bool:
-    """Tell whether a layer can add what it is added to, and nobody sees its output."""
+def _is_untouched_branch(layer: nn.Module) -> TypeGuard[DCNv3 | Mlp]:
+    """Tell whether a branch is ours, and nobody waits for its calls."""
     return is_untouched(layer, DCNv3) or is_untouched(layer, Mlp)
 
 

@@ -4,7 +4,6 @@
 Attribute names are those of the released weights.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +13,13 @@ from torch import Tensor, nn
 from ops_dcnv3.layers import (
     build_act_layer,
     build_norm_layer,
+    has_linear_kernel,
     is_exact_gelu,
-    is_plain_inference,
+    is_plain_linear,
     is_untouched,
     keeps_for_backward,
     linear,
+    parameters_of_norm,
 )
 from ops_dcnv3.registration import is_traced
 
@@ -126,11 +127,6 @@ class _GeluLinear(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias
 
 
-# Numbers between the layers of an MLP, 4 MiB of them: what comes and goes in larger
-# pieces is given back to the system each time, which takes longer than computing it.
-_MAX_HIDDEN = 2**20
-
-
 class Mlp(nn.Module):
     """Two linear layers with an activation between them.
 
@@ -155,33 +151,47 @@ class Mlp(nn.Module):
         self.act = build_act_layer(act_layer)
         self.fc2 = nn.Linear(hidden_channels, channels)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map ``(..., C)`` to ``(..., C)``, and add ``residual`` to it."""
-        is_untouched_gelu = (
-            is_untouched(self.fc1, nn.Linear)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., C)`` to ``(..., C)``."""
+        if has_linear_kernel(x) and (parameters := self._plain_parameters()):
+            return torch.ops.ops_dcnv3.mlp_forward.default(
+                x, parameters, [], 0.0, False
+            )
+        if (
+            self.recompute
+            and keeps_for_backward()
+            and is_untouched(self.fc1, nn.Linear)
             and is_exact_gelu(self.act)
             and is_untouched(self.fc2, nn.Linear)
-        )
-        if is_untouched_gelu and self.recompute and keeps_for_backward():
-            x = _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
-            return x if residual is None else residual + x
-        if is_untouched_gelu and is_plain_inference(x):
-            return self._infer(x, residual)
-        return linear(self.fc2, linear(self.fc1, x, self.act), residual=residual)
+        ):
+            return _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
+        return linear(self.fc2, self.act(linear(self.fc1, x)))
 
-    def _infer(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        """Compute the same, a part of the rows at a time."""
-        rows = _MAX_HIDDEN // self.fc1.out_features or 1
-        parts = x.flatten(0, -2).split(rows)
-        others: Sequence[Tensor | None] = [None] * len(parts)
-        if residual is not None:
-            others = residual.flatten(0, -2).split(rows)
-        done = [
-            linear(self.fc2, linear(self.fc1, part, self.act), residual=other)
-            for part, other in zip(parts, others, strict=True)
-        ]
-        out = done[0] if len(done) == 1 else torch.cat(done)
-        return out.unflatten(0, x.shape[:-1])
+    def add_branch(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Return ``x + self(norm(x))``, in one call where there is a kernel for it.
+
+        Args:
+            x: ``(..., C)``.
+            norm: A LayerNorm over channels, of ``build_norm_layer``.
+        """
+        if has_linear_kernel(x):
+            parameters, of_norm = self._plain_parameters(), parameters_of_norm(norm)
+            if parameters and of_norm:
+                return torch.ops.ops_dcnv3.mlp_forward.default(
+                    x, parameters, *of_norm, True
+                )
+        return x + self(norm(x))
+
+    def _plain_parameters(self) -> list[Tensor] | None:
+        """Return weights and biases in order, if nobody sees or changed the layers."""
+        fc1: Any = self.fc1
+        fc2: Any = self.fc2
+        is_as_built = (
+            is_plain_linear(fc1) and is_exact_gelu(self.act) and is_plain_linear(fc2)
+        )
+        if not is_as_built or fc1.bias is None or fc2.bias is None:
+            return None
+        return [fc1.weight, fc1.bias, fc2.weight, fc2.bias]
 
 
 class DropPath(nn.Module):

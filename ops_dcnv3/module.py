@@ -15,12 +15,15 @@ from .geometry import Geometry, IntOrPair, make_geometry, to_pair
 from .layers import (
     build_act_layer,
     build_norm_layer,
+    has_linear_kernel,
     is_exact_gelu,
     is_plain_inference,
+    is_plain_linear,
     is_unobserved,
     is_untouched,
     keeps_for_backward,
     linear,
+    parameters_of_norm,
 )
 from .registration import autocast_dtype
 
@@ -129,6 +132,7 @@ class DCNv3(nn.Module):
             and norm_layer == 'LN'
             and act_layer == 'GELU'
         )
+        self._is_layer_fused = self._is_branch_fused and not center_feature_scale
         self._is_branch_fused_by_cuda = (
             dw_kernel in _FUSED_KERNELS
             and channels % _FUSED_VECTOR == 0
@@ -158,8 +162,12 @@ class DCNv3(nn.Module):
             nn.init.zeros_(self.center_feature_scale_proj_weight)
             nn.init.zeros_(self.center_feature_scale_proj_bias)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``, and add ``residual`` to it."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
+        if self._is_layer_fused and has_linear_kernel(x):
+            layers = self._untouched_layers()
+            if layers:
+                return self._run_at_once(x, layers, ([], 0.0), add_input=False)
         autocast = autocast_dtype(x.device.type)
         if autocast and x.dtype == torch.float32 and is_unobserved(x):
             # Otherwise it is cast twice, for the projection and for the branch.
@@ -175,7 +183,33 @@ class DCNv3(nn.Module):
         out = apply(projected, offset, logits, self.geometry, softmax=True)
         if scale is not None:
             out = self._mix_in_center(out, projected, scale)
-        return linear(self.output_proj, out, residual=residual)
+        return linear(self.output_proj, out)
+
+    def add_branch(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """Return ``x + self(norm(x))``, in one call where there is a kernel for it.
+
+        Args:
+            x: ``(N, H, W, C)``.
+            norm: A LayerNorm over channels, of :func:`.layers.build_norm_layer`.
+        """
+        if self._is_layer_fused and has_linear_kernel(x):
+            layers = self._untouched_layers()
+            parameters = parameters_of_norm(norm)
+            if layers and parameters:
+                return self._run_at_once(x, layers, parameters, add_input=True)
+        return x + self(norm(x))
+
+    def _run_at_once(
+        self,
+        x: Tensor,
+        layers: list[Any],
+        norm: tuple[list[Tensor], float],
+        add_input: bool,
+    ) -> Tensor:
+        parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+        return torch.ops.ops_dcnv3.layer_forward.default(
+            x, parameters, layers[1].eps, *norm, add_input, *self.geometry
+        )
 
     def _predict(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Predict the logits of masks, the weights of centres and, last, the offsets.
@@ -195,9 +229,10 @@ class DCNv3(nn.Module):
 
     def _look_at(self, x: Tensor) -> Tensor:
         """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
-        if self._is_branch_fused and is_unobserved(x) and self._has_untouched_branch():
-            conv, norm, _ = self._branch_layers()
-            if self._has_kernel_for_branch(x, conv.weight.dtype):
+        if self._is_branch_fused and is_unobserved(x):
+            layers = self._untouched_branch()
+            if layers and self._has_kernel_for_branch(x, layers[0].weight.dtype):
+                conv, norm = layers
                 return torch.ops.ops_dcnv3.branch_forward(
                     x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
                 )
@@ -216,27 +251,38 @@ class DCNv3(nn.Module):
     def _is_recomputable(self) -> bool:
         """Tell whether :meth:`_predict` has no state, no dropout and no spectators."""
         return (
-            self._has_untouched_branch()
+            self._untouched_branch() is not None
             and is_untouched(self.mask, nn.Linear)
             and is_untouched(self.offset, nn.Linear)
         )
 
-    def _has_untouched_branch(self) -> bool:
-        conv, norm, act = self._branch_layers()
-        return (
-            is_untouched(self.dw_conv, nn.Sequential)
-            and is_untouched(self.dw_conv[1], nn.Sequential)
+    def _untouched_layers(self) -> list[Any] | None:
+        """Return all with parameters, in the kernel's order, if nobody sees them."""
+        linears = [self.offset, self.mask, self.input_proj, self.output_proj]
+        for layer in linears:
+            if not is_plain_linear(layer) or layer.bias is None:
+                return None
+        branch = self._untouched_branch()
+        return [*branch, *linears] if branch else None
+
+    def _untouched_branch(self) -> tuple[Any, Any] | None:
+        """Return the convolution and the norm of the branch, if nobody sees them.
+
+        By ``_modules``: the public ways there take as long as a small map.
+        """
+        branch: Any = self.dw_conv
+        conv, norms, act = branch._modules.values()
+        *_, norm = norms._modules.values()  # it comes after a change of layout
+        is_as_built = (
+            is_untouched(branch, nn.Sequential)
+            and is_untouched(norms, nn.Sequential)
             and is_untouched(conv, nn.Conv2d)
             and conv.bias is not None
             and conv.padding_mode == 'zeros'  # set to 'circular' for seamless tiles
             and is_untouched(norm, nn.LayerNorm)
             and is_exact_gelu(act)
         )
-
-    def _branch_layers(self) -> tuple[Any, Any, Any]:
-        layers: Any = self.dw_conv
-        conv, norm, act = layers
-        return conv, norm[-1], act  # the norm comes after a change of layout
+        return (conv, norm) if is_as_built else None
 
     def _predict_offset(self, branch: Tensor) -> Tensor:
         """Predict offsets, in float32 where the layer runs in bfloat16.

@@ -23,6 +23,15 @@ STABLE_TORCH_LIBRARY(ops_dcnv3, m) {
   m.def(
       "branch_forward(Tensor input, Tensor weight, Tensor bias, Tensor "
       "norm_weight, Tensor norm_bias, float eps) -> Tensor");
+  m.def("linear_forward(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "mlp_forward(Tensor input, Tensor[] parameters, Tensor[] norm, "
+      "float norm_eps, bool add_input) -> Tensor");
+  m.def(
+      "layer_forward(Tensor input, Tensor[] parameters, float eps, "
+      "Tensor[] norm, float norm_eps, bool add_input, int[] kernel_size, "
+      "int[] stride, int[] padding, int[] dilation, int groups, "
+      "float offset_scale, bool remove_center) -> Tensor");
   m.def("built_with_torch() -> str");
   m.def("cpu_capability() -> str");
   m.def("cuda_archs() -> str");

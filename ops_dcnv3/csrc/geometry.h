@@ -70,4 +70,19 @@ struct BranchSizes {
   double eps;
 };
 
+// The sizes of a LayerNorm over the last dimension.
+struct NormSizes {
+  int64_t rows;
+  int64_t channels;
+  double eps;
+};
+
+// The sizes of a linear layer: weight is (out_features, in_features).
+struct LinearSizes {
+  int64_t rows;
+  int64_t in_features;
+  int64_t out_features;
+  bool gelu;
+};
+
 }  // namespace dcnv3

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
-from ops_dcnv3.layers import is_plain_inference, linear
+from ops_dcnv3.layers import is_plain_inference
 from tests.ops.branch import branch, branch_arguments
 from tests.tolerances import FORWARD, relative_error
 
@@ -112,26 +112,6 @@ def test_branch_errors(change, message):
     change(arguments)
     with pytest.raises(RuntimeError, match=message):
         branch_forward(*arguments, 1e-6)
-
-
-@pytest.mark.parametrize('act', [None, nn.GELU(), nn.GELU('tanh'), nn.SiLU()])
-@pytest.mark.parametrize('with_residual', [False, True])
-@pytest.mark.parametrize(('rows', 'features'), [(1, 24), (17, 24), (1, 1600)])
-def test_linear(act, with_residual, rows, features):
-    """Few rows and many, with gradients and without: the same."""
-    layer = nn.Linear(features, 40)
-    x = torch.randn(rows, 12, features)
-    residual = torch.randn(rows, 12, 40) if with_residual else None
-    expected = layer(x) if act is None else act(layer(x))
-    expected = expected + residual if with_residual else expected
-    unchanged = None if residual is None else residual.clone()
-    output = linear(layer, x, act, residual)
-    assert output.requires_grad
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        output = linear(layer, x, act, residual)
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-    assert residual is None or torch.equal(residual, unchanged)
 
 
 def test_hooks_and_other_layers_see_their_calls():

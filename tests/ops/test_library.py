@@ -78,6 +78,12 @@ for dtype in FORWARD:
         expected.sum().backward()
         for actual, wanted in zip(tensors, exact):
             assert relative_error(actual.grad, wanted.grad) < BACKWARD[dtype]
+x, w, v = (torch.randn(size) for size in ((19, 70), (333, 70), (70, 333)))
+zeros = [torch.zeros(size) for size in (333, 70)]
+parameters = [w, zeros[0], v, zeros[1]]
+output = torch.ops.ops_dcnv3.mlp_forward(x, parameters, [], 0.0, True)
+expected = torch.nn.functional.gelu(x.double() @ w.double().t()) @ v.double().t() + x
+assert relative_error(output, expected) < FORWARD[torch.float32]
 """
     root = Path(__file__).parents[2]
     output = run_python(code, root, ATEN_CPU_CAPABILITY=limit)

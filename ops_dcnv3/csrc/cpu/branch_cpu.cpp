@@ -7,6 +7,7 @@
 #include "../checks.h"
 #include "capability.h"
 #include "kernels.h"
+#include "operators.h"
 
 namespace dcnv3 {
 namespace {
@@ -36,6 +37,8 @@ void launch_branch(
       grain_size(work),
       [&](int64_t begin, int64_t end) { kernel(sizes, pointers, begin, end); });
 }
+
+}  // namespace
 
 Tensor branch_forward_cpu(
     const Tensor& input,
@@ -77,7 +80,6 @@ Tensor branch_forward_cpu(
   return output;
 }
 
-}  // namespace
 }  // namespace dcnv3
 
 STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, m) {

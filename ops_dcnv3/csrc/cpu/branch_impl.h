@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Body of the kernel of DCNv3's depthwise branch on the CPU. Included, as
-// vectors.h, after the instruction set is chosen.
+// Body of the kernels of DCNv3's depthwise branch and of LayerNorm on the CPU.
+// Included, as vectors.h, after the instruction set is chosen.
 #pragma once
 
 #include "vectors.h"
@@ -9,8 +9,8 @@ namespace dcnv3 {
 namespace DCNV3_CAPABILITY {
 
 // Channels up to a whole number of the widest registers.
-inline int64_t padded(const BranchSizes& s) {
-  return (s.channels + 15) / 16 * 16;
+inline int64_t padded(int64_t channels) {
+  return (channels + 15) / 16 * 16;
 }
 
 // Convolve `count` neighbouring pixels of a row, all channels, into sums. The
@@ -42,16 +42,17 @@ inline void convolve(
           ((y + row - s.kernel_h / 2) * s.width + x - s.kernel_w / 2) *
               s.channels +
           channel;
-      const acc_t* factors = weight + row * s.kernel_w * padded(s) + channel;
+      const acc_t* factors =
+          weight + row * s.kernel_w * padded(s.channels) + channel;
       for (int64_t tap = first_tap; tap < end_tap; ++tap) {
-        const auto factor = load(factors + tap * padded(s));
+        const auto factor = load(factors + tap * padded(s.channels));
         for (int i = 0; i < count; ++i) {
           parts[i] += factor * load_features(line + (tap + i) * s.channels);
         }
       }
     }
     for (int i = 0; i < count; ++i) {
-      store<acc_t>(sums + i * padded(s) + channel, parts[i]);
+      store<acc_t>(sums + i * padded(s.channels) + channel, parts[i]);
     }
   };
   const int64_t whole = s.channels / lanes * lanes;
@@ -65,41 +66,41 @@ inline void convolve(
   }
 }
 
-// Normalise the channels of a pixel, and apply GELU.
-template <typename scalar_t, typename acc_t>
+// Normalise the channels of a pixel, and apply GELU if asked to. Sums and
+// parameters are padded.
+template <bool gelu, typename scalar_t, typename acc_t>
 inline void normalize(
-    const BranchSizes& s,
+    int64_t channels,
+    double eps,
     const acc_t* norm_weight,
     const acc_t* norm_bias,
-    acc_t* sums,
+    const acc_t* sums,
     scalar_t* output) {
   constexpr int lanes = kLanes<acc_t>;
   // Beyond the last channel are zeros.
   Lanes<acc_t> total = {};
-  for (int64_t channel = 0; channel < s.channels; channel += lanes) {
+  for (int64_t channel = 0; channel < channels; channel += lanes) {
     total += load(sums + channel);
   }
-  const acc_t mean = sum_lanes<acc_t>(total) / s.channels;
+  const acc_t mean = sum_lanes<acc_t>(total) / channels;
   Lanes<acc_t> squares = {};
   int64_t channel = 0;
-  for (; channel + lanes <= s.channels; channel += lanes) {
+  for (; channel + lanes <= channels; channel += lanes) {
     const auto distance = load(sums + channel) - mean;
     squares += distance * distance;
   }
   acc_t square = sum_lanes<acc_t>(squares);
-  for (; channel < s.channels; ++channel) {
+  for (; channel < channels; ++channel) {
     square += (sums[channel] - mean) * (sums[channel] - mean);
   }
   const acc_t factor =
-      1 / square_root(square / s.channels + static_cast<acc_t>(s.eps));
-  for (channel = 0; channel < s.channels; channel += lanes) {
+      1 / square_root(square / channels + static_cast<acc_t>(eps));
+  for (channel = 0; channel < channels; channel += lanes) {
     const Lanes<acc_t> x =
         (load(sums + channel) - mean) * factor * load(norm_weight + channel) +
         load(norm_bias + channel);
-    const Lanes<acc_t> result =
-        static_cast<acc_t>(0.5) * x *
-        (1 + erf_of(x * static_cast<acc_t>(0.70710678118654752)));
-    const int64_t left = s.channels - channel;
+    const Lanes<acc_t> result = gelu ? gelu_of<acc_t>(x) : x;
+    const int64_t left = channels - channel;
     if constexpr (sizeof(scalar_t) == sizeof(acc_t)) {
       __builtin_memcpy(
           output + channel,
@@ -122,7 +123,7 @@ void branch(
   using acc_t = typename Accumulator<scalar_t>::type;
   constexpr int kPixels =
       4;  // at once, so that a weight is loaded once for all
-  const int64_t size = padded(s);
+  const int64_t size = padded(s.channels);
   const int64_t taps = s.kernel_h * s.kernel_w;
   // Parameters by tap and widened, with zeros beyond the last channel.
   Scratch<acc_t> parameters((taps + 3) * size);
@@ -170,13 +171,39 @@ void branch(
           sums.data());
     }
     for (int64_t i = 0; i < count; ++i) {
-      normalize(
-          s,
+      normalize<true>(
+          s.channels,
+          s.eps,
           norm_weight,
           norm_bias,
           sums.data() + i * size,
           p.output + (pixel + i) * s.channels);
     }
+  }
+}
+
+void norm(
+    const NormSizes& s,
+    const NormPointers& p,
+    int64_t begin,
+    int64_t end) {
+  const int64_t size = padded(s.channels);
+  Scratch<float> scratch(3 * size);
+  scratch.zero();
+  float* const weight = scratch.data();
+  float* const bias = weight + size;
+  float* const row = bias + size;
+  const int64_t bytes = s.channels * sizeof(float);
+  __builtin_memcpy(weight, p.weight, bytes);
+  __builtin_memcpy(bias, p.bias, bytes);
+  for (int64_t i = begin; i < end; ++i) {
+    const float* source = p.input + i * s.channels;
+    if (size != s.channels) {
+      __builtin_memcpy(row, source, bytes);
+      source = row;
+    }
+    float* const target = p.output + i * s.channels;
+    normalize<false>(s.channels, s.eps, weight, bias, source, target);
   }
 }
 

@@ -12,6 +12,7 @@
 #include "../checks.h"
 #include "capability.h"
 #include "kernels.h"
+#include "operators.h"
 
 namespace dcnv3 {
 namespace {
@@ -90,6 +91,8 @@ struct LaunchBackward {
   }
 };
 
+}  // namespace
+
 Tensor dcnv3_forward_cpu(
     const Tensor& input,
     const Tensor& offset,
@@ -124,6 +127,8 @@ Tensor dcnv3_forward_cpu(
       LaunchForward{g, dense(input), dense(offset), dense(mask), output});
   return output;
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(
     const Tensor& grad_output,

@@ -47,6 +47,23 @@ struct BranchPointers {
   scalar_t* output;
 };
 
+// All contiguous.
+struct NormPointers {
+  const float* input;
+  const float* weight;
+  const float* bias;
+  float* output;
+};
+
+// All contiguous; bias and residual may be null.
+struct LinearPointers {
+  const float* input;
+  const float* weight;
+  const float* bias;
+  const float* residual;
+  float* output;
+};
+
 // forward and branch: an item is a pixel of the output, (n, ho, wo).
 // backward: an item is a group of an image, (n, g); its sums go to no other
 // item's memory, so the result does not depend on the number of threads.
@@ -70,6 +87,17 @@ struct BranchPointers {
       const BranchPointers<scalar_t>& pointers,            \
       int64_t begin,                                       \
       int64_t end);                                        \
+  void norm(                                               \
+      const NormSizes& sizes,                              \
+      const NormPointers& pointers,                        \
+      int64_t begin,                                       \
+      int64_t end);                                        \
+  void linear(                                             \
+      const LinearSizes& sizes,                            \
+      const LinearPointers& pointers,                      \
+      int64_t begin,                                       \
+      int64_t end);                                        \
+  int64_t linear_items(const LinearSizes& sizes);          \
   }
 
 DCNV3_DECLARE_KERNELS(baseline)

@@ -25,6 +25,7 @@
 #include "backward_impl.h"
 #include "branch_impl.h"
 #include "forward_impl.h"
+#include "linear_impl.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

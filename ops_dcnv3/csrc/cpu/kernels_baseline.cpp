@@ -9,3 +9,4 @@
 #include "backward_impl.h"
 #include "branch_impl.h"
 #include "forward_impl.h"
+#include "linear_impl.h"

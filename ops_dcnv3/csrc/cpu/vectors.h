@@ -51,6 +51,13 @@ inline void store(acc_t* target, Lanes<acc_t> vector) {
   __builtin_memcpy(target, &vector, sizeof(vector));
 }
 
+// A register of one number. The difference to zero is the number itself, so no
+// arithmetic is left; a sum would change -0.
+template <typename acc_t>
+inline Lanes<acc_t> fill(acc_t number) {
+  return number - Lanes<acc_t>{};
+}
+
 template <typename acc_t>
 inline void store_integers(
     typename Accumulator<acc_t>::integer* target,
@@ -141,6 +148,22 @@ inline Lanes<acc_t> zip(Lanes<acc_t> a, Lanes<acc_t> b) {
   }
   return __builtin_shuffle(a, b, index);
 #endif
+}
+
+// Swap the rows and the columns of a square of numbers.
+template <typename acc_t>
+inline void transpose(Lanes<acc_t> (&rows)[kLanes<acc_t>]) {
+  constexpr int half = kLanes<acc_t> / 2;
+  for (int step = 1; step < kLanes<acc_t>; step *= 2) {
+    Lanes<acc_t> next[2 * half];
+    for (int i = 0; i < half; ++i) {
+      next[2 * i] = zip<acc_t, 1, 0>(rows[i], rows[half + i]);
+      next[2 * i + 1] = zip<acc_t, 1, 1>(rows[i], rows[half + i]);
+    }
+    for (int i = 0; i < 2 * half; ++i) {
+      rows[i] = next[i];
+    }
+  }
 }
 
 // Store four registers lane by lane: a[0], b[0], c[0], d[0], a[1] and so on.
@@ -342,6 +365,12 @@ inline Lanes<double> erf_of(Lanes<double> x) {
     x[i] = __builtin_erf(x[i]);
   }
   return x;
+}
+
+template <typename acc_t>
+inline Lanes<acc_t> gelu_of(Lanes<acc_t> x) {
+  return static_cast<acc_t>(0.5) * x *
+         (1 + erf_of(x * static_cast<acc_t>(0.70710678118654752)));
 }
 
 }  // namespace DCNV3_CAPABILITY
