@@ -215,21 +215,6 @@ def test_traced_and_saved(with_gradients, tmp_path):
     torch.testing.assert_close(outputs, model(IMAGE), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('with_residual', [False, True])
-def test_mlp_in_parts(with_residual, monkeypatch):
-    """Rows that no number of parts divides, one part, and fewer numbers than a row."""
-    mlp = Mlp(24, 40, 'GELU')
-    x = torch.randn(2, 3, 7, 24)
-    residual = torch.randn(2, 3, 7, 24) if with_residual else None
-    expected = mlp(x, residual)
-    for size in (2**20, 9 * 40, 7):
-        monkeypatch.setattr(layers, '_MAX_HIDDEN', size)
-        with torch.no_grad():
-            output = mlp(x, residual)
-        assert output.is_contiguous()
-        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-
-
 def test_gradient_of_the_gradient_of_an_mlp():
     mlp = Mlp(3, 4, 'GELU').double()
     x = torch.randn(2, 1, 2, 3, dtype=torch.float64, requires_grad=True)
