@@ -87,13 +87,14 @@ def test_branch_in_a_graph_and_on_a_stream():
 
 def test_gelu_of_large_numbers():
     """Far from zero it is 0 or the number itself."""
-    input = torch.tensor([-30.0, -7.0, -1.0, 0.0, 1.0, 7.0, 30.0]).view(1, 1, 7, 1)
+    numbers = [-1e30, -1e4, -30.0, -7.0, -1.0, 0.0, 1.0, 7.0, 30.0, 1e30]
+    input = torch.tensor(numbers).view(1, 1, 10, 1)
     one, zero = torch.ones(1), torch.zeros(1)
     weight = one.view(1, 1, 1, 1)
     # One channel is its own mean: normalised it is 0, so that only the bias shows.
     for x in input.flatten():
         output = branch_forward(input, weight, zero, one, x.view(1), 1e-6)
-        expected = F.gelu(x).expand(1, 1, 7, 1)
+        expected = F.gelu(x).expand(1, 1, 10, 1)
         torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
 
 

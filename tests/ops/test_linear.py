@@ -122,6 +122,17 @@ def test_number_of_threads_changes_nothing(rows):
             assert torch.equal(one, first)
 
 
+def test_gelu_of_any_number():
+    extremes = [-torch.inf, -1e30, -1e4, 1e4, 1e30, torch.inf, torch.nan]
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor(extremes)])
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    output = mlp_forward(x[:, None], [one, zero, one, zero], [], 0.0, False)[:, 0]
+    expected = F.gelu(x.double()).float()
+    expected[-7] = 0  # the limit; PyTorch says NaN
+    # PyTorch's own is as far from it.
+    torch.testing.assert_close(output, expected, rtol=0, atol=1.5e-6, equal_nan=True)
+
+
 def test_not_a_number_stays_in_its_row():
     """Rows and columns beyond the last are computed, but not seen."""
     x, weight = make(7, 20), make(9, 20)

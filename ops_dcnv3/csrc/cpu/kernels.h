@@ -65,6 +65,7 @@ struct LinearPointers {
 };
 
 // forward and branch: an item is a pixel of the output, (n, ho, wo).
+// norm: an item is a row. linear: see linear_impl.h; linear_items counts them.
 // backward: an item is a group of an image, (n, g); its sums go to no other
 // item's memory, so the result does not depend on the number of threads.
 #define DCNV3_DECLARE_KERNELS(capability)                  \

@@ -28,9 +28,9 @@ Tensor layer_forward_cpu(
     bool remove_center) {
   STD_TORCH_CHECK(
       parameters.size() == 12,
-      "parameters: expected weight and bias of dw_conv, of its norm, of "
-      "offset, "
-      "mask, input_proj and output_proj, got ",
+      "parameters: expected weight and bias of dw_conv, its norm, offset, "
+      "mask, "
+      "input_proj and output_proj, got ",
       parameters.size(),
       " tensors");
   const auto& p = parameters;

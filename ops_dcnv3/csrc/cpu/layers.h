@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Linear layers of the CPU library's operators: checked, and run by all
-// threads.
+// Layers that operators of the CPU library are made of, in float32: checked,
+// and run by all threads.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

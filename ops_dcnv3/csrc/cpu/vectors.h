@@ -333,6 +333,21 @@ class Scratch {
   T* data_;
 };
 
+// x between -most and most, and NaN for NaN.
+template <typename acc_t>
+inline Lanes<acc_t> clamped(Lanes<acc_t> x, acc_t most) {
+  const Lanes<acc_t> high = fill<acc_t>(most);
+  const Lanes<acc_t> low = -high;
+#if DCNV3_VECTOR_BYTES == 64
+  if constexpr (sizeof(acc_t) == 4) {
+    // Of a NaN and a number these return the second.
+    const __m512 at_least = _mm512_max_ps((__m512)low, (__m512)x);
+    return (Lanes<acc_t>)_mm512_min_ps((__m512)high, at_least);
+  }
+#endif
+  return x > high ? high : x < low ? low : x;
+}
+
 inline float square_root(float x) {
   return __builtin_sqrtf(x);
 }
@@ -344,8 +359,7 @@ inline double square_root(double x) {
 // 4] (coefficients of the Eigen library); beyond, erf is 1 to float's
 // precision.
 inline Lanes<float> erf_of(Lanes<float> x) {
-  const Lanes<float> most = Lanes<float>{} + 4.0f;
-  x = x > 4.0f ? most : x < -4.0f ? -most : x;
+  x = clamped<float>(x, 4.0f);
   const Lanes<float> square = x * x;
   Lanes<float> p = -2.72614225801306e-10f * square + 2.77068142495902e-08f;
   p = p * square - 2.10102402082508e-06f;
@@ -357,7 +371,14 @@ inline Lanes<float> erf_of(Lanes<float> x) {
   q = q * square - 1.68282697438203e-03f;
   q = q * square - 7.37332916720468e-03f;
   q = q * square - 1.42647390514189e-02f;
+#if DCNV3_VECTOR_BYTES == 64
+  // A third of the time of a division: 14 bits of 1 / q, and a step of
+  // Newton's.
+  const auto guess = (Lanes<float>)_mm512_rcp14_ps((__m512)q);
+  return x * p * (guess * (2.0f - q * guess));
+#else
   return x * p / q;
+#endif
 }
 
 inline Lanes<double> erf_of(Lanes<double> x) {
@@ -369,8 +390,11 @@ inline Lanes<double> erf_of(Lanes<double> x) {
 
 template <typename acc_t>
 inline Lanes<acc_t> gelu_of(Lanes<acc_t> x) {
-  return static_cast<acc_t>(0.5) * x *
-         (1 + erf_of(x * static_cast<acc_t>(0.70710678118654752)));
+  const Lanes<acc_t> result =
+      static_cast<acc_t>(0.5) * x *
+      (1 + erf_of(x * static_cast<acc_t>(0.70710678118654752)));
+  // An erf that is not quite -1 would count for a number of any size.
+  return x < -9 ? Lanes<acc_t>{} : result;
 }
 
 }  // namespace DCNV3_CAPABILITY
