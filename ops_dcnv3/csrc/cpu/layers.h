@@ -84,7 +84,7 @@ class Shares {
         count_(torch::stable::get_num_threads()),
         size_((rows + count_ - 1) / count_) {}
 
-  bool are_large() const { return size_ >= 256; }
+  bool are_large() const { return size_ >= 96; }
   int64_t count() const { return count_; }
   int64_t size() const { return size_; }
 
