@@ -72,7 +72,6 @@ struct BranchSizes {
 
 // The sizes of a LayerNorm over the last dimension.
 struct NormSizes {
-  int64_t rows;
   int64_t channels;
   double eps;
 };

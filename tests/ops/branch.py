@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The depthwise branch by PyTorch's functions, and arguments for it."""
+"""The depthwise branch by PyTorch's functions, arguments for it, and a layer."""
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+
+from ops_dcnv3 import DCNv3
 
 
 def branch(input, weight, bias, norm_weight, norm_bias, eps):
@@ -24,3 +27,11 @@ def branch_arguments(size, kernel, dtype=torch.float32):
     channels = size[-1]
     shapes = [size, (channels, 1, *kernel), *[(channels,)] * 3]
     return [torch.randn(s, generator=generator).to(dtype) for s in shapes]
+
+
+def make_layer(**settings):
+    """Return a small layer that samples off the grid."""
+    layer = DCNv3(24, groups=3, **settings).eval()
+    for predicts in (layer.offset, layer.mask):
+        nn.init.normal_(predicts.weight, std=0.2)
+    return layer

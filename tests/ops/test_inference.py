@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
 from ops_dcnv3.layers import is_plain_inference
-from tests.ops.branch import branch, branch_arguments
+from tests.ops.branch import branch, branch_arguments, make_layer
 from tests.tolerances import FORWARD, relative_error
 
 branch_forward = torch.ops.ops_dcnv3.branch_forward
@@ -192,13 +192,6 @@ def test_plain_inference():
             assert not is_plain_inference(x)
         with FlopCounterMode(display=False):
             assert not is_plain_inference(x)
-
-
-def make_layer(**settings):
-    layer = DCNv3(24, groups=3, **settings).eval()
-    for predicts in (layer.offset, layer.mask):
-        nn.init.normal_(predicts.weight, std=0.2)
-    return layer
 
 
 @pytest.mark.gpu

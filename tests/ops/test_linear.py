@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from internimage.layers import Mlp
 from ops_dcnv3 import DCNv3
 from ops_dcnv3.layers import build_norm_layer, has_linear_kernel, linear
+from tests.ops.branch import make_layer
 from tests.tolerances import FORWARD, relative_error
 
 linear_forward = torch.ops.ops_dcnv3.linear_forward
@@ -190,15 +191,8 @@ def operators(call, *args):
     return {event.name for event in run.function_events}, output
 
 
-def make_layer(**settings):
-    layer = DCNv3(24, groups=3, **settings).eval()
-    for predicts in (layer.offset, layer.mask):
-        nn.init.normal_(predicts.weight, std=0.2)
-    return layer
-
-
-def make_norm(**settings):
-    norm = build_norm_layer(24, **settings)
+def make_norm():
+    norm = build_norm_layer(24)
     nn.init.normal_(norm[0].weight)
     nn.init.normal_(norm[0].bias)
     return norm

@@ -93,30 +93,12 @@ struct LaunchBackward {
 
 }  // namespace
 
-Tensor dcnv3_forward_cpu(
+Tensor sample_cpu(
     const Tensor& input,
     const Tensor& offset,
     const Tensor& mask,
-    const std::vector<int64_t>& kernel_size,
-    const std::vector<int64_t>& stride,
-    const std::vector<int64_t>& padding,
-    const std::vector<int64_t>& dilation,
-    int64_t groups,
-    double offset_scale,
-    bool remove_center,
-    bool softmax) {
-  const Geometry g = make_geometry(
-      input,
-      offset,
-      mask,
-      {kernel_size,
-       stride,
-       padding,
-       dilation,
-       groups,
-       offset_scale,
-       remove_center,
-       softmax});
+    const Settings& settings) {
+  const Geometry g = make_geometry(input, offset, mask, settings);
   check_sides(input, g);
   Tensor output = torch::stable::new_empty(
       input,
@@ -129,6 +111,32 @@ Tensor dcnv3_forward_cpu(
 }
 
 namespace {
+
+Tensor dcnv3_forward_cpu(
+    const Tensor& input,
+    const Tensor& offset,
+    const Tensor& mask,
+    const std::vector<int64_t>& kernel_size,
+    const std::vector<int64_t>& stride,
+    const std::vector<int64_t>& padding,
+    const std::vector<int64_t>& dilation,
+    int64_t groups,
+    double offset_scale,
+    bool remove_center,
+    bool softmax) {
+  return sample_cpu(
+      input,
+      offset,
+      mask,
+      {kernel_size,
+       stride,
+       padding,
+       dilation,
+       groups,
+       offset_scale,
+       remove_center,
+       softmax});
+}
 
 std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(
     const Tensor& grad_output,

@@ -62,18 +62,18 @@ Tensor layer_forward_cpu(
       {offset_layer.task(seen.data(), rows, numbers_of(offset)),
        mask_layer.task(seen.data(), rows, numbers_of(mask)),
        in_layer.task(from.data(), rows, numbers_of(projected))});
-  const Tensor sampled = dcnv3_forward_cpu(
+  const Tensor sampled = sample_cpu(
       projected,
       offset,
       mask,
-      kernel_size,
-      stride,
-      padding,
-      dilation,
-      groups,
-      offset_scale,
-      remove_center,
-      true);
+      {kernel_size,
+       stride,
+       padding,
+       dilation,
+       groups,
+       offset_scale,
+       remove_center,
+       true});
   const LinearLayer out_layer(
       "output_proj.weight",
       p[10],

@@ -188,15 +188,15 @@ class NormLayer {
         "norm: expected nothing, or weight and bias, got ",
         parameters.size(),
         " tensors");
-    if (is_there_ = !parameters.empty(); is_there_) {
+    if (!parameters.empty()) {
       weight_ = Numbers("norm.weight", parameters[0], {channels});
       bias_ = Numbers("norm.bias", parameters[1], {channels});
     }
   }
 
-  bool is_there() const { return is_there_; }
+  bool is_there() const { return weight_.data(); }
   void run(const float* input, int64_t rows, float* output) const {
-    run(input, output, 0, rows, rows);
+    run(input, output, 0, rows);
   }
   void run_by_all(const float* input, int64_t rows, float* output) const {
     // A number costs a few operations, and a root for each row.
@@ -204,26 +204,19 @@ class NormLayer {
         0,
         rows,
         grain_size(8 * channels_),
-        [&](int64_t begin, int64_t end) {
-          run(input, output, begin, end, rows);
-        });
+        [&](int64_t begin, int64_t end) { run(input, output, begin, end); });
   }
 
  private:
-  void run(
-      const float* input,
-      float* output,
-      int64_t begin,
-      int64_t end,
-      int64_t rows) const {
+  void run(const float* input, float* output, int64_t begin, int64_t end)
+      const {
     DCNV3_BEST_KERNEL(norm)(
-        {rows, channels_, eps_},
+        {channels_, eps_},
         {input, weight_.data(), bias_.data(), output},
         begin,
         end);
   }
 
-  bool is_there_;
   int64_t channels_;
   double eps_;
   Numbers weight_;
