@@ -85,6 +85,7 @@ CASES = [
     Case('one_channel', groups=4, group_channels=1),
     Case('sixteen_channels', groups=2, group_channels=16),
     Case('many_channels', groups=1, group_channels=39),
+    Case('many_groups', size=(4, 3), groups=36, group_channels=2),
 ]
 CASE_IDS = [case.name for case in CASES]
 

@@ -102,10 +102,11 @@ inline void normalize(
     const Lanes<acc_t> result = gelu ? gelu_of<acc_t>(x) : x;
     const int64_t left = channels - channel;
     if constexpr (sizeof(scalar_t) == sizeof(acc_t)) {
-      __builtin_memcpy(
-          output + channel,
-          &result,
-          (left < lanes ? left : lanes) * sizeof(acc_t));
+      if (left >= lanes) {
+        store<acc_t>(output + channel, result);
+      } else {
+        __builtin_memcpy(output + channel, &result, left * sizeof(acc_t));
+      }
     } else {
       for (int i = 0; i < (left < lanes ? left : lanes); ++i) {
         output[channel + i] = static_cast<scalar_t>(result[i]);
