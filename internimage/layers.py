@@ -15,11 +15,11 @@ from ops_dcnv3.layers import (
     build_norm_layer,
     has_linear_kernel,
     is_exact_gelu,
-    is_plain_linear,
     is_untouched,
     keeps_for_backward,
     linear,
     parameters_of_norm,
+    plain_parameters,
 )
 from ops_dcnv3.registration import is_traced
 
@@ -184,14 +184,12 @@ class Mlp(nn.Module):
 
     def _plain_parameters(self) -> list[Tensor] | None:
         """Return weights and biases in order, if nobody sees or changed the layers."""
-        fc1: Any = self.fc1
-        fc2: Any = self.fc2
-        is_as_built = (
-            is_plain_linear(fc1) and is_exact_gelu(self.act) and is_plain_linear(fc2)
-        )
-        if not is_as_built or fc1.bias is None or fc2.bias is None:
+        modules: Any = self._modules
+        if not is_exact_gelu(modules['act']):
             return None
-        return [fc1.weight, fc1.bias, fc2.weight, fc2.bias]
+        of_fc1 = plain_parameters(modules['fc1'], nn.Linear)
+        of_fc2 = plain_parameters(modules['fc2'], nn.Linear)
+        return of_fc1 + of_fc2 if of_fc1 and of_fc2 else None
 
 
 class DropPath(nn.Module):

@@ -76,6 +76,19 @@ def is_plain_linear(layer: nn.Module) -> bool:
     return is_untouched(layer, nn.Linear) and type(weight) is nn.Parameter
 
 
+def plain_parameters(layer: nn.Module, expected: type) -> list[Tensor] | None:
+    """Return weight and bias of an untouched layer, if both are there and plain.
+
+    By dictionaries: a module's attributes take as long as a layer of a small map.
+    """
+    if not is_untouched(layer, expected):
+        return None
+    weight, bias = layer._parameters.get('weight'), layer._parameters.get('bias')
+    if type(weight) is nn.Parameter and type(bias) is nn.Parameter:
+        return [weight, bias]
+    return None
+
+
 def parameters_of_norm(norm: nn.Module) -> tuple[list[Tensor], float] | None:
     """Return weight and bias and epsilon of an untouched LayerNorm, None of another.
 
@@ -85,10 +98,8 @@ def parameters_of_norm(norm: nn.Module) -> tuple[list[Tensor], float] | None:
     if not is_untouched(norm, nn.Sequential) or len(norm._modules) != 1:
         return None
     inner: Any = norm._modules['0']
-    if not is_untouched(inner, nn.LayerNorm):
-        return None
-    weight, bias = inner.weight, inner.bias
-    return None if weight is None or bias is None else ([weight, bias], inner.eps)
+    parameters = plain_parameters(inner, nn.LayerNorm)
+    return (parameters, inner.eps) if parameters else None
 
 
 def is_exact_gelu(act: nn.Module) -> bool:
@@ -110,7 +121,7 @@ def is_unobserved(x: Tensor) -> bool:
     """Tell whether no one looks at which operators run.
 
     Gradients, compilers, tracers, counters and the transforms of ``torch.func`` need
-    those that they know.
+    those that they know; hooks on all modules wait for each of them.
     """
     return (
         type(x) is Tensor
@@ -119,6 +130,8 @@ def is_unobserved(x: Tensor) -> bool:
         and not is_traced()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
+        and not nn.modules.module._global_forward_hooks
+        and not nn.modules.module._global_forward_pre_hooks
     )
 
 

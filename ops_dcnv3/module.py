@@ -2,7 +2,7 @@
 """The DCNv3 layer: projections, predicted offsets and masks, centre scale."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,12 @@ from .layers import (
     has_linear_kernel,
     is_exact_gelu,
     is_plain_inference,
-    is_plain_linear,
     is_unobserved,
     is_untouched,
     keeps_for_backward,
     linear,
     parameters_of_norm,
+    plain_parameters,
 )
 from .registration import autocast_dtype
 
@@ -165,9 +165,9 @@ class DCNv3(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
         if self._is_layer_fused and has_linear_kernel(x):
-            layers = self._untouched_layers()
+            layers = self._plain_layers()
             if layers:
-                return self._run_at_once(x, layers, ([], 0.0), add_input=False)
+                return self._run_at_once(x, *layers, [], 0.0, False)
         autocast = autocast_dtype(x.device.type)
         if autocast and x.dtype == torch.float32 and is_unobserved(x):
             # Otherwise it is cast twice, for the projection and for the branch.
@@ -193,23 +193,13 @@ class DCNv3(nn.Module):
             norm: A LayerNorm over channels, of :func:`.layers.build_norm_layer`.
         """
         if self._is_layer_fused and has_linear_kernel(x):
-            layers = self._untouched_layers()
-            parameters = parameters_of_norm(norm)
-            if layers and parameters:
-                return self._run_at_once(x, layers, parameters, add_input=True)
+            layers, of_norm = self._plain_layers(), parameters_of_norm(norm)
+            if layers and of_norm:
+                return self._run_at_once(x, *layers, *of_norm, True)
         return x + self(norm(x))
 
-    def _run_at_once(
-        self,
-        x: Tensor,
-        layers: list[Any],
-        norm: tuple[list[Tensor], float],
-        add_input: bool,
-    ) -> Tensor:
-        parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-        return torch.ops.ops_dcnv3.layer_forward.default(
-            x, parameters, layers[1].eps, *norm, add_input, *self.geometry
-        )
+    def _run_at_once(self, x: Tensor, *args: Any) -> Tensor:
+        return torch.ops.ops_dcnv3.layer_forward.default(x, *args, *self.geometry)
 
     def _predict(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Predict the logits of masks, the weights of centres and, last, the offsets.
@@ -230,12 +220,10 @@ class DCNv3(nn.Module):
     def _look_at(self, x: Tensor) -> Tensor:
         """Return what the depthwise branch makes of ``x``, ``(N, Ho, Wo, C)``."""
         if self._is_branch_fused and is_unobserved(x):
-            layers = self._untouched_branch()
-            if layers and self._has_kernel_for_branch(x, layers[0].weight.dtype):
-                conv, norm = layers
-                return torch.ops.ops_dcnv3.branch_forward(
-                    x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps
-                )
+            branch = self._plain_branch()
+            if branch and self._has_kernel_for_branch(x, branch[0][0].dtype):
+                parameters, eps = branch
+                return torch.ops.ops_dcnv3.branch_forward(x, *parameters, eps)
         return self.dw_conv(x.permute(0, 3, 1, 2))
 
     def _has_kernel_for_branch(self, x: Tensor, weight_dtype: torch.dtype) -> bool:
@@ -251,38 +239,45 @@ class DCNv3(nn.Module):
     def _is_recomputable(self) -> bool:
         """Tell whether :meth:`_predict` has no state, no dropout and no spectators."""
         return (
-            self._untouched_branch() is not None
+            self._plain_branch() is not None
             and is_untouched(self.mask, nn.Linear)
             and is_untouched(self.offset, nn.Linear)
         )
 
-    def _untouched_layers(self) -> list[Any] | None:
-        """Return all with parameters, in the kernel's order, if nobody sees them."""
-        linears = [self.offset, self.mask, self.input_proj, self.output_proj]
-        for layer in linears:
-            if not is_plain_linear(layer) or layer.bias is None:
-                return None
-        branch = self._untouched_branch()
-        return [*branch, *linears] if branch else None
+    def _plain_layers(self) -> tuple[list[Tensor], float] | None:
+        """Return parameters in the kernel's order, and the epsilon of the branch.
 
-    def _untouched_branch(self) -> tuple[Any, Any] | None:
-        """Return the convolution and the norm of the branch, if nobody sees them.
-
-        By ``_modules``: the public ways there take as long as a small map.
+        None if somebody sees or changed a layer.
         """
-        branch: Any = self.dw_conv
-        conv, norms, act = branch._modules.values()
+        branch = self._plain_branch()
+        if branch is None:
+            return None
+        found, eps = branch
+        for name in ('offset', 'mask', 'input_proj', 'output_proj'):
+            parameters = plain_parameters(cast(Any, self._modules[name]), nn.Linear)
+            if parameters is None:
+                return None
+            found += parameters
+        return found, eps
+
+    def _plain_branch(self) -> tuple[list[Tensor], float] | None:
+        """Return the same of the branch: convolution, and norm."""
+        branch: Any = self._modules['dw_conv']
+        layers = list(branch._modules.values())
+        if not is_untouched(branch, nn.Sequential) or len(layers) != 3:
+            return None
+        conv, norms, act = layers
         *_, norm = norms._modules.values()  # it comes after a change of layout
+        of_conv = plain_parameters(conv, nn.Conv2d)
+        of_norm = plain_parameters(norm, nn.LayerNorm)
         is_as_built = (
-            is_untouched(branch, nn.Sequential)
-            and is_untouched(norms, nn.Sequential)
-            and is_untouched(conv, nn.Conv2d)
-            and conv.bias is not None
-            and conv.padding_mode == 'zeros'  # set to 'circular' for seamless tiles
-            and is_untouched(norm, nn.LayerNorm)
+            is_untouched(norms, nn.Sequential)
             and is_exact_gelu(act)
+            and conv.padding_mode == 'zeros'  # set to 'circular' for seamless tiles
         )
-        return (conv, norm) if is_as_built else None
+        if not is_as_built or of_conv is None or of_norm is None:
+            return None
+        return of_conv + of_norm, norm.eps
 
     def _predict_offset(self, branch: Tensor) -> Tensor:
         """Predict offsets, in float32 where the layer runs in bfloat16.

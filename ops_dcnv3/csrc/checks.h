@@ -48,7 +48,7 @@ inline std::string text_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
 inline void check_shape(
     const char* name,
     const Tensor& tensor,
-    const std::vector<int64_t>& expected) {
+    torch::headeronly::IntHeaderOnlyArrayRef expected) {
   const auto sizes = tensor.sizes();
   STD_TORCH_CHECK(
       std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()),
@@ -76,11 +76,8 @@ inline void check_pair(
       "]");
 }
 
-inline Geometry make_geometry(
-    const Tensor& input,
-    const Tensor& offset,
-    const Tensor& mask,
-    const Settings& settings) {
+// The geometry of an input with these settings.
+inline Geometry make_geometry(const Tensor& input, const Settings& settings) {
   check_pair("kernel_size", settings.kernel_size, 1);
   check_pair("stride", settings.stride, 1);
   check_pair("padding", settings.padding, 0);
@@ -139,6 +136,16 @@ inline Geometry make_geometry(
       "input: an empty output comes from ",
       text_of(input.sizes()),
       " with these settings");
+  return g;
+}
+
+// The same, with offsets and a mask that fit it.
+inline Geometry make_geometry(
+    const Tensor& input,
+    const Tensor& offset,
+    const Tensor& mask,
+    const Settings& settings) {
+  const Geometry g = make_geometry(input, settings);
   const int64_t points = g.groups * g.points();
   check_shape(
       "offset",
@@ -155,6 +162,17 @@ inline Geometry make_geometry(
       mask.scalar_type() == offset.scalar_type(),
       "mask: expected the dtype of offset");
   return g;
+}
+
+// The CPU's kernels count pixels, and the numbers of a row, in integers that
+// are as wide as the accumulator.
+inline void check_sides(const Tensor& input, const Geometry& g) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
+  STD_TORCH_CHECK(
+      g.height * g.width <= kMost && g.width * g.channels() <= kMost,
+      "input: expected images of fewer than 2^31 - 1 pixels, and rows of fewer "
+      "than 2^31 - 1 numbers, got ",
+      text_of(input.sizes()));
 }
 
 inline void check_grad_output(

@@ -7,7 +7,6 @@
 #include "../checks.h"
 #include "capability.h"
 #include "kernels.h"
-#include "operators.h"
 
 namespace dcnv3 {
 namespace {
@@ -29,16 +28,12 @@ void launch_branch(
       pointer(4),
       static_cast<scalar_t*>(output.mutable_data_ptr())};
   const auto kernel = DCNV3_BEST_KERNEL(branch<scalar_t>);
-  // GELU costs about as much as 16 taps.
-  const int64_t work = sizes.channels * (sizes.kernel_h * sizes.kernel_w + 16);
   torch::stable::parallel_for(
       0,
       pixels,
-      grain_size(work),
+      branch_grain(sizes),
       [&](int64_t begin, int64_t end) { kernel(sizes, pointers, begin, end); });
 }
-
-}  // namespace
 
 Tensor branch_forward_cpu(
     const Tensor& input,
@@ -80,6 +75,7 @@ Tensor branch_forward_cpu(
   return output;
 }
 
+}  // namespace
 }  // namespace dcnv3
 
 STABLE_TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, m) {

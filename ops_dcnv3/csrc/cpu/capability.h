@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "../geometry.h"
+
 namespace dcnv3 {
 
 enum class Capability { kBaseline, kAvx2, kAvx512 };
@@ -56,6 +58,16 @@ inline int64_t grain_size(int64_t work_per_item) {
   return std::max<int64_t>(
       1,
       kWorkPerTask / std::max<int64_t>(1, work_per_item));
+}
+
+// The same in pixels of the forward pass and of the depthwise branch.
+inline int64_t forward_grain(const Geometry& g) {
+  return grain_size(g.channels() * g.points());
+}
+
+inline int64_t branch_grain(const BranchSizes& sizes) {
+  // GELU costs about as much as 16 taps.
+  return grain_size(sizes.channels * (sizes.kernel_h * sizes.kernel_w + 16));
 }
 
 }  // namespace dcnv3

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <limits>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -12,7 +11,6 @@
 #include "../checks.h"
 #include "capability.h"
 #include "kernels.h"
-#include "operators.h"
 
 namespace dcnv3 {
 namespace {
@@ -26,17 +24,6 @@ std::string cpu_capability() {
     default:
       return "baseline";
   }
-}
-
-// The kernels count pixels, and the numbers of a row, in integers that are as
-// wide as the accumulator.
-void check_sides(const Tensor& input, const Geometry& g) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
-  STD_TORCH_CHECK(
-      g.height * g.width <= kMost && g.width * g.channels() <= kMost,
-      "input: expected images of fewer than 2^31 - 1 pixels, and rows of fewer "
-      "than 2^31 - 1 numbers, got ",
-      text_of(input.sizes()));
 }
 
 struct LaunchForward {
@@ -57,7 +44,7 @@ struct LaunchForward {
     torch::stable::parallel_for(
         0,
         g.out_pixels(),
-        grain_size(g.channels() * g.points()),
+        forward_grain(g),
         [&](int64_t begin, int64_t end) { kernel(g, pointers, begin, end); });
   }
 };
@@ -91,27 +78,6 @@ struct LaunchBackward {
   }
 };
 
-}  // namespace
-
-Tensor sample_cpu(
-    const Tensor& input,
-    const Tensor& offset,
-    const Tensor& mask,
-    const Settings& settings) {
-  const Geometry g = make_geometry(input, offset, mask, settings);
-  check_sides(input, g);
-  Tensor output = torch::stable::new_empty(
-      input,
-      {g.batch, g.out_height, g.out_width, g.channels()});
-  dispatch_dtypes(
-      input.scalar_type(),
-      offset.scalar_type(),
-      LaunchForward{g, dense(input), dense(offset), dense(mask), output});
-  return output;
-}
-
-namespace {
-
 Tensor dcnv3_forward_cpu(
     const Tensor& input,
     const Tensor& offset,
@@ -124,7 +90,7 @@ Tensor dcnv3_forward_cpu(
     double offset_scale,
     bool remove_center,
     bool softmax) {
-  return sample_cpu(
+  const Geometry g = make_geometry(
       input,
       offset,
       mask,
@@ -136,6 +102,15 @@ Tensor dcnv3_forward_cpu(
        offset_scale,
        remove_center,
        softmax});
+  check_sides(input, g);
+  Tensor output = torch::stable::new_empty(
+      input,
+      {g.batch, g.out_height, g.out_width, g.channels()});
+  dispatch_dtypes(
+      input.scalar_type(),
+      offset.scalar_type(),
+      LaunchForward{g, dense(input), dense(offset), dense(mask), output});
+  return output;
 }
 
 std::tuple<Tensor, Tensor, Tensor> dcnv3_backward_cpu(

@@ -51,6 +51,7 @@ class LinearTask {
       : sizes_(sizes), pointers_(pointers) {}
 
   const LinearSizes& sizes() const { return sizes_; }
+  float* output() const { return pointers_.output; }
   int64_t items() const { return DCNV3_BEST_KERNEL(linear_items)(sizes_); }
   void run(int64_t begin, int64_t end) const {
     DCNV3_BEST_KERNEL(linear)(sizes_, pointers_, begin, end);
@@ -74,35 +75,44 @@ class LinearTask {
   LinearPointers pointers_;
 };
 
-// How a layer's rows go to threads: a share to each, if it is large enough to
-// lay all weights out for it. Then what a thread computes from a row, in layer
-// after layer, stays in its own cache.
+// How rows go to threads: a share to each, if it is large enough to lay all
+// weights of a layer out for it. Then what a thread computes from a row, in
+// layer after layer, stays in its own cache.
 class Shares {
  public:
-  explicit Shares(int64_t rows)
+  // What a thread computes from a row on its way is `width` numbers.
+  explicit Shares(int64_t rows, int64_t width = 0)
       : rows_(rows),
         count_(torch::stable::get_num_threads()),
-        size_((rows + count_ - 1) / count_) {}
+        size_((rows + count_ - 1) / count_),
+        part_(std::min(size_, width > 0 ? kNumbers / width : size_)) {}
 
-  bool are_large() const { return size_ >= 96; }
+  bool are_large() const { return part_ >= kRows; }
   int64_t count() const { return count_; }
-  int64_t size() const { return size_; }
+  // Rows of a share that a thread takes at once.
+  int64_t part() const { return part_; }
 
-  // Call run(index, begin, end) for all shares, in parallel.
+  // Call run(index, begin, end) for the rows of all shares, these in parallel.
   template <typename Run>
-  void for_each(const Run& run) const {
+  void for_each_part(const Run& run) const {
     torch::stable::parallel_for(0, count_, 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const int64_t begin = std::min(i * size_, rows_);
-        run(i, begin, std::min(begin + size_, rows_));
+        const int64_t end = std::min((i + 1) * size_, rows_);
+        for (int64_t row = i * size_; row < end; row += part_) {
+          run(i, row, std::min(row + part_, end));
+        }
       }
     });
   }
 
  private:
+  static constexpr int64_t kRows = 96;
+  static constexpr int64_t kNumbers = 128 * 1024;  // half of a second cache
+
   int64_t rows_;
   int64_t count_;
   int64_t size_;
+  int64_t part_;
 };
 
 // Run layers of the same rows and as many input features, by all threads.
@@ -110,7 +120,7 @@ inline void run_by_all(const std::vector<LinearTask>& tasks) {
   const LinearSizes& sizes = tasks[0].sizes();
   const Shares shares(sizes.rows);
   if (shares.are_large()) {
-    shares.for_each([&](int64_t, int64_t begin, int64_t end) {
+    shares.for_each_part([&](int64_t, int64_t begin, int64_t end) {
       for (const LinearTask& task : tasks) {
         task.of_rows(begin, end).run();
       }
@@ -195,16 +205,23 @@ class NormLayer {
   }
 
   bool is_there() const { return weight_.data(); }
+
+  // If it is there, normalise rows.
   void run(const float* input, int64_t rows, float* output) const {
-    run(input, output, 0, rows);
+    if (is_there()) {
+      run(input, output, 0, rows);
+    }
   }
+  // The same by all threads.
   void run_by_all(const float* input, int64_t rows, float* output) const {
-    // A number costs a few operations, and a root for each row.
-    torch::stable::parallel_for(
-        0,
-        rows,
-        grain_size(8 * channels_),
-        [&](int64_t begin, int64_t end) { run(input, output, begin, end); });
+    if (is_there()) {
+      // A number costs a few operations, and a root for each row.
+      torch::stable::parallel_for(
+          0,
+          rows,
+          grain_size(8 * channels_),
+          [&](int64_t begin, int64_t end) { run(input, output, begin, end); });
+    }
   }
 
  private:

@@ -51,18 +51,18 @@ Tensor mlp_forward_cpu(
   Tensor output = torch::stable::new_empty(input, shape);
   const int64_t rows = input.numel() / channels;
 
-  // Where each thread has a share of the rows, and what is between the layers
-  // of some of them fits its second cache (512 KiB), each works by itself.
-  // Otherwise all work on the same rows: few, so that what is between fits the
-  // third cache (4 MiB), but enough to read the weights for.
-  constexpr int64_t kHidden = 128 * 1024;
-  const Shares shares(rows);
-  const int64_t fit = kHidden / width;
-  const bool is_alone = shares.are_large() && fit >= 96;
-  const int64_t part = is_alone ? std::min(fit, shares.size())
-                                : std::min(
-                                      std::max<int64_t>(8 * fit, 512),
-                                      std::max<int64_t>(rows, 1));
+  // Where shares are small all threads work on the same rows: few, so that what
+  // is between the layers fits the third cache (4 MiB), but enough to read the
+  // weights for.
+  const Shares shares(rows, width);
+  const bool is_alone = shares.are_large();
+  const int64_t part = is_alone
+                           ? shares.part()
+                           : std::min(
+                                 std::max<int64_t>(
+                                     1024 * 1024 / std::max<int64_t>(width, 1),
+                                     512),
+                                 std::max<int64_t>(rows, 1));
   const int64_t before = norm.is_there() ? channels : 0;
   Tensor between = torch::stable::new_empty(
       input,
@@ -70,36 +70,32 @@ Tensor mlp_forward_cpu(
   const auto run = [&](int64_t index, int64_t begin, int64_t end) {
     float* const hidden = numbers_of(between) + index * part * (width + before);
     float* const normed = hidden + part * width;
-    for (int64_t row = begin; row < end; row += part) {
-      const int64_t count = std::min(part, end - row);
-      const float* const from = x.data() + row * channels;
-      const float* const seen = norm.is_there() ? normed : from;
-      const LinearTask task1 = layer1.task(seen, count, hidden, true);
-      const LinearTask task2 = layer2.task(
-          hidden,
-          count,
-          numbers_of(output) + row * layer2.out_features,
-          false,
-          add_input ? from : nullptr);
-      if (is_alone) {
-        if (norm.is_there()) {
-          norm.run(from, count, normed);
-        }
-        task1.run();
-        task2.run();
-      } else {
-        if (norm.is_there()) {
-          norm.run_by_all(from, count, normed);
-        }
-        run_by_all({task1});
-        run_by_all({task2});
-      }
+    const int64_t count = end - begin;
+    const float* const from = x.data() + begin * channels;
+    const float* const seen = norm.is_there() ? normed : from;
+    const LinearTask task1 = layer1.task(seen, count, hidden, true);
+    const LinearTask task2 = layer2.task(
+        hidden,
+        count,
+        numbers_of(output) + begin * layer2.out_features,
+        false,
+        add_input ? from : nullptr);
+    if (is_alone) {
+      norm.run(from, count, normed);
+      task1.run();
+      task2.run();
+    } else {
+      norm.run_by_all(from, count, normed);
+      run_by_all({task1});
+      run_by_all({task2});
     }
   };
   if (is_alone) {
-    shares.for_each(run);
+    shares.for_each_part(run);
   } else {
-    run(0, 0, rows);
+    for (int64_t row = 0; row < rows; row += part) {
+      run(0, row, std::min(row + part, rows));
+    }
   }
   return output;
 }

@@ -324,8 +324,8 @@ inline void plan_pixels(
   bool is_direct = false;
   if constexpr (sizeof(point_t) == sizeof(acc_t)) {
     // Nothing to widen, to sort, or to read beyond the end.
-    is_direct = (count == step || pixels == 1) &&
-                pixels * count % kLanes<acc_t> == 0;
+    is_direct =
+        (count == step || pixels == 1) && pixels * count % kLanes<acc_t> == 0;
     if (is_direct) {
       wide_offset = offset;
       wide_mask = g.softmax ? plan.mask() : mask;
