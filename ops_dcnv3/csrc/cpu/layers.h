@@ -107,7 +107,7 @@ class Shares {
 
  private:
   static constexpr int64_t kRows = 96;
-  static constexpr int64_t kNumbers = 128 * 1024;  // half of a second cache
+  static constexpr int64_t kNumbers = 256 * 1024;  // a second cache
 
   int64_t rows_;
   int64_t count_;
