@@ -55,13 +55,21 @@ struct NormPointers {
   float* output;
 };
 
-// All contiguous; bias and residual may be null.
+struct Weights {
+  const float* data;
+  int64_t in_features;
+  int64_t out_features;
+};
+
+// All contiguous; bias and residual may be null. What is laid out first of the
+// weights of the next layer is fetched meanwhile.
 struct LinearPointers {
   const float* input;
   const float* weight;
   const float* bias;
   const float* residual;
   float* output;
+  Weights next = {};
 };
 
 // forward and branch: an item is a pixel of the output, (n, ho, wo).

@@ -52,9 +52,9 @@ void run_in_shares(const Layer& layer, const Shares& shares) {
   }
   shares.for_each_part([&](int64_t, int64_t begin, int64_t end) {
     layer.run_branch(begin, end);
-    layer.offset.of_rows(begin, end).run();
-    layer.mask.of_rows(begin, end).run();
-    layer.input_proj.of_rows(begin, end).run();
+    layer.offset.before(layer.mask).of_rows(begin, end).run();
+    layer.mask.before(layer.input_proj).of_rows(begin, end).run();
+    layer.input_proj.before(layer.output_proj).of_rows(begin, end).run();
   });
   shares.for_each_part([&](int64_t, int64_t begin, int64_t end) {
     layer.sample(begin, end);

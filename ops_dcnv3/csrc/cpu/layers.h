@@ -58,6 +58,16 @@ class LinearTask {
   }
   void run() const { run(0, items()); }
 
+  // The same, with the weights of the task that comes next fetched meanwhile.
+  LinearTask before(const LinearTask& next) const {
+    LinearTask task = *this;
+    task.pointers_.next = {
+        next.pointers_.weight,
+        next.sizes_.in_features,
+        next.sizes_.out_features};
+    return task;
+  }
+
   // The same for the rows from begin to end.
   LinearTask of_rows(int64_t begin, int64_t end) const {
     LinearTask part = *this;

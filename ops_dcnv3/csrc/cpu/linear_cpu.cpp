@@ -82,11 +82,11 @@ Tensor mlp_forward_cpu(
         add_input ? from : nullptr);
     if (is_alone) {
       norm.run(from, count, normed);
-      task1.run();
+      task1.before(task2).run();
       task2.run();
     } else {
       norm.run_by_all(from, count, normed);
-      run_by_all({task1});
+      run_by_all({task1.before(task2)});
       run_by_all({task2});
     }
   };

@@ -255,13 +255,18 @@ inline void run_part(
     const float* const weight =
         p.weight + part.column * s.in_features + feature;
     lay_out(weight, s.in_features, part.columns, features, panel);
-    // What is laid out next: weights of more features, or of the next columns.
-    const float* const ahead =
-        is_last ? weight + part.columns * s.in_features - feature
-                : weight + features;
+    // What is laid out next: weights of more features, of the next columns, or
+    // of the next layer.
     const int64_t others = s.out_features - part.column - part.columns;
-    const int64_t ahead_rows =
-        is_last ? smaller(kTileColumns, others) : part.columns;
+    Rows<const float> ahead{weight + features, s.in_features};
+    int64_t ahead_rows = part.columns;
+    if (is_last && others > 0) {
+      ahead.data = weight + part.columns * s.in_features - feature;
+      ahead_rows = smaller(kTileColumns, others);
+    } else if (is_last) {
+      ahead = {p.next.data, p.next.in_features};
+      ahead_rows = smaller(kTileColumns, p.next.out_features);
+    }
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t row = (part.first_block + i) * kTileRows;
       const int64_t rows = smaller(kTileRows, s.rows - row);
@@ -288,7 +293,7 @@ inline void run_part(
           features,
           start,
           sums,
-          {ahead + ahead_row * s.in_features, s.in_features},
+          {ahead.data + ahead_row * ahead.stride, ahead.stride},
           ahead_rows * (i + 1) / blocks - ahead_row);
       if (is_last) {
         const float* const residual = p.residual ? p.residual + at : nullptr;
