@@ -32,7 +32,11 @@ void launch_branch(
       0,
       pixels,
       branch_grain(sizes),
-      [&](int64_t begin, int64_t end) { kernel(sizes, pointers, begin, end); });
+      [&](int64_t begin, int64_t end) {
+        BranchPointers<scalar_t> part = pointers;
+        part.output += begin * sizes.channels;
+        kernel(sizes, part, begin, end);
+      });
 }
 
 Tensor branch_forward_cpu(

@@ -178,7 +178,7 @@ void branch(
           norm_weight,
           norm_bias,
           sums.data() + i * size,
-          p.output + (pixel + i) * s.channels);
+          p.output + (pixel - begin + i) * s.channels);
     }
   }
 }

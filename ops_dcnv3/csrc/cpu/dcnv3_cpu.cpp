@@ -41,11 +41,18 @@ struct LaunchForward {
         static_cast<const point_t*>(mask.const_data_ptr()),
         static_cast<scalar_t*>(output.mutable_data_ptr())};
     const auto kernel = DCNV3_BEST_KERNEL(forward<scalar_t, point_t>);
+    const int64_t points = g.groups * g.points();
     torch::stable::parallel_for(
         0,
         g.out_pixels(),
         forward_grain(g),
-        [&](int64_t begin, int64_t end) { kernel(g, pointers, begin, end); });
+        [&](int64_t begin, int64_t end) {
+          ForwardPointers<scalar_t, point_t> part = pointers;
+          part.offset += begin * 2 * points;
+          part.mask += begin * points;
+          part.output += begin * g.channels();
+          kernel(g, part, begin, end);
+        });
   }
 };
 

@@ -202,7 +202,7 @@ void forward(
         plan_taps(g, groups, plan);
         planned_groups = groups;
       }
-      const int64_t q = pixel * g.groups + group;
+      const int64_t q = (pixel - begin) * g.groups + group;
       plan_pixels<false>(
           g,
           pixel,

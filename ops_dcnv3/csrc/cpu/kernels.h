@@ -72,7 +72,9 @@ struct LinearPointers {
   Weights next = {};
 };
 
-// forward and branch: an item is a pixel of the output, (n, ho, wo).
+// forward and branch: an item is a pixel of the output, (n, ho, wo). What has a
+// place for each of them starts with that of pixel `begin`: the output, and the
+// offsets and masks.
 // norm: an item is a row. linear: see linear_impl.h; linear_items counts them.
 // backward: an item is a group of an image, (n, g); its sums go to no other
 // item's memory, so the result does not depend on the number of threads.
