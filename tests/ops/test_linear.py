@@ -69,7 +69,7 @@ def mlp_parameters(channels, hidden):
         (49, 40, 160),
         (2000, 24, 96),  # each thread by itself
         (3000, 20, 300),  # and several times
-        (700, 8, 1500),  # all together, and twice
+        (700, 8, 3000),  # all together, and twice
         (0, 16, 64),
     ],
 )
@@ -101,26 +101,29 @@ def test_dimensions_and_strides():
     assert relative_error(output, F.linear(row, weight)) < FORWARD[torch.float32]
 
 
-@pytest.mark.parametrize('rows', [49, 1000])
-def test_number_of_threads_changes_nothing(rows):
-    x, parameters = make(rows, 300), mlp_parameters(300, 700)
-    norm = [make(300), make(300)]
+def with_threads(call):
+    """Return what a call returns with one, two and three threads."""
     default = torch.get_num_threads()
     outputs = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            outputs.append(
-                [
-                    linear_forward(x, parameters[0], None),
-                    mlp_forward(x, parameters, norm, 1e-6, True),
-                ]
-            )
+            outputs.append(call())
     finally:
         torch.set_num_threads(default)
-    for output in outputs[1:]:
-        for one, first in zip(output, outputs[0], strict=True):
-            assert torch.equal(one, first)
+    return outputs
+
+
+@pytest.mark.parametrize('rows', [49, 1000])
+def test_number_of_threads_changes_nothing(rows):
+    x, parameters = make(rows, 300), mlp_parameters(300, 700)
+    norm = [make(300), make(300)]
+    for call in (
+        lambda: linear_forward(x, parameters[0], None),
+        lambda: mlp_forward(x, parameters, norm, 1e-6, True),
+    ):
+        first, *others = with_threads(call)
+        assert all(torch.equal(other, first) for other in others)
 
 
 def test_gelu_of_any_number():
@@ -219,6 +222,25 @@ def test_layer_and_mlp_are_one_call_each(make_module, size):
         assert relative_error(output, call(*args)) < FORWARD[torch.float32]
 
 
+@pytest.mark.parametrize(
+    'size',
+    [
+        (2, 5, 7, 24),  # all threads together
+        (2, 11, 14, 24),  # each by itself, where they are one or two
+        (1, 61, 93, 24),  # and several times
+    ],
+)
+def test_number_of_threads_changes_nothing_of_a_layer(size):
+    needs_fast_kernels()
+    torch.manual_seed(0)
+    layer, norm = make_layer(), make_norm()
+    x = torch.randn(size)
+    with torch.no_grad():
+        first, *others = with_threads(lambda: layer.add_branch(x, norm))
+    assert all(torch.equal(other, first) for other in others)
+    assert relative_error(first, layer.add_branch(x, norm)) < FORWARD[torch.float32]
+
+
 def double_outputs(norm):
     norm.register_forward_hook(lambda module, args, output: 2 * output)
 
@@ -251,6 +273,20 @@ def test_changes_of_a_norm_are_seen(make_module, change):
     with torch.no_grad():
         output = module.add_branch(x, norm)
     assert relative_error(output, x + module(norm(x))) < FORWARD[torch.float32]
+
+
+@pytest.mark.parametrize('make_module', [make_layer, lambda: Mlp(24, 96, 'GELU')])
+def test_hooks_on_all_modules_are_called(make_module):
+    module, seen = make_module(), []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(module)
+    )
+    try:
+        with torch.no_grad():
+            module(torch.randn(2, 11, 14, 24))
+    finally:
+        hook.remove()
+    assert set(module.modules()) == set(seen)
 
 
 class Half(torch.Tensor):
