@@ -15,6 +15,7 @@ from ops_dcnv3.layers import (
     build_norm_layer,
     has_linear_kernel,
     is_exact_gelu,
+    is_plain_linear,
     is_untouched,
     keeps_for_backward,
     linear,
@@ -162,7 +163,7 @@ class Mlp(nn.Module):
             and keeps_for_backward()
             and is_untouched(self.fc1, nn.Linear)
             and is_exact_gelu(self.act)
-            and is_untouched(self.fc2, nn.Linear)
+            and is_plain_linear(self.fc2)
         ):
             return _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
         return linear(self.fc2, self.act(linear(self.fc1, x)))

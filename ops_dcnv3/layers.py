@@ -64,6 +64,19 @@ def is_untouched(module: nn.Module, expected: type) -> bool:
         and 'forward' not in module.__dict__
         and not module._forward_hooks
         and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+    )
+
+
+def have_all_modules_hooks() -> bool:
+    """Tell whether somebody waits for the calls of every module."""
+    hooks = nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
     )
 
 
@@ -72,8 +85,12 @@ def is_plain_linear(layer: nn.Module) -> bool:
 
     Quantised ones are not: they come with an ``F.linear`` of their own.
     """
-    weight = layer._parameters.get('weight')
-    return is_untouched(layer, nn.Linear) and type(weight) is nn.Parameter
+    weight, bias = layer._parameters.get('weight'), layer._parameters.get('bias')
+    return (
+        is_untouched(layer, nn.Linear)
+        and type(weight) is nn.Parameter
+        and (bias is None or type(bias) is nn.Parameter)
+    )
 
 
 def plain_parameters(layer: nn.Module, expected: type) -> list[Tensor] | None:
@@ -89,17 +106,24 @@ def plain_parameters(layer: nn.Module, expected: type) -> list[Tensor] | None:
     return None
 
 
-def parameters_of_norm(norm: nn.Module) -> tuple[list[Tensor], float] | None:
+def parameters_of_norm(
+    norm: nn.Module, *changes: type
+) -> tuple[list[Tensor], float] | None:
     """Return weight and bias and epsilon of an untouched LayerNorm, None of another.
 
     Args:
-        norm: Of :func:`build_norm_layer`, without changes of layout.
+        norm: Of :func:`build_norm_layer`, to channels last.
+        changes: Types of the changes of layout that come first.
     """
-    if not is_untouched(norm, nn.Sequential) or len(norm._modules) != 1:
+    layers: list[Any] = list(norm._modules.values())
+    if not is_untouched(norm, nn.Sequential) or len(layers) != len(changes) + 1:
         return None
-    inner: Any = norm._modules['0']
+    *before, inner = layers
     parameters = plain_parameters(inner, nn.LayerNorm)
-    return (parameters, inner.eps) if parameters else None
+    is_as_built = all(map(is_untouched, before, changes))
+    if not parameters or not is_as_built or len(inner.normalized_shape) != 1:
+        return None
+    return parameters, inner.eps
 
 
 def is_exact_gelu(act: nn.Module) -> bool:
@@ -130,14 +154,16 @@ def is_unobserved(x: Tensor) -> bool:
         and not is_traced()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
-        and not nn.modules.module._global_forward_hooks
-        and not nn.modules.module._global_forward_pre_hooks
+        and not have_all_modules_hooks()
     )
 
 
 def keeps_for_backward() -> bool:
-    """Tell whether layers keep tensors for gradients, in code that nobody traces."""
-    return torch.is_grad_enabled() and not is_traced()
+    """Tell whether layers keep tensors for gradients, in code that nobody traces.
+
+    And of whose calls nobody counts: some are left out, or come twice.
+    """
+    return torch.is_grad_enabled() and not is_traced() and not have_all_modules_hooks()
 
 
 class ToChannelsFirst(nn.Module):

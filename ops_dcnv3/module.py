@@ -2,7 +2,7 @@
 """The DCNv3 layer: projections, predicted offsets and masks, centre scale."""
 
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from . import library
 from .functional import apply
 from .geometry import Geometry, IntOrPair, make_geometry, to_pair
 from .layers import (
+    ToChannelsLast,
     build_act_layer,
     build_norm_layer,
     has_linear_kernel,
     is_exact_gelu,
     is_plain_inference,
+    is_plain_linear,
     is_unobserved,
     is_untouched,
     keeps_for_backward,
@@ -132,6 +134,7 @@ class DCNv3(nn.Module):
             and norm_layer == 'LN'
             and act_layer == 'GELU'
         )
+        self._branch_settings = _settings_of(self.dw_conv[0])
         self._is_layer_fused = self._is_branch_fused and not center_feature_scale
         self._is_branch_fused_by_cuda = (
             dw_kernel in _FUSED_KERNELS
@@ -165,9 +168,9 @@ class DCNv3(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
         if self._is_layer_fused and has_linear_kernel(x):
-            layers = self._plain_layers()
-            if layers:
-                return self._run_at_once(x, *layers, [], 0.0, False)
+            of_layers = self._plain_layers()
+            if of_layers:
+                return self._run_at_once(x, of_layers, ([], 0.0), add_input=False)
         autocast = autocast_dtype(x.device.type)
         if autocast and x.dtype == torch.float32 and is_unobserved(x):
             # Otherwise it is cast twice, for the projection and for the branch.
@@ -193,13 +196,21 @@ class DCNv3(nn.Module):
             norm: A LayerNorm over channels, of :func:`.layers.build_norm_layer`.
         """
         if self._is_layer_fused and has_linear_kernel(x):
-            layers, of_norm = self._plain_layers(), parameters_of_norm(norm)
-            if layers and of_norm:
-                return self._run_at_once(x, *layers, *of_norm, True)
+            of_layers, of_norm = self._plain_layers(), parameters_of_norm(norm)
+            if of_layers and of_norm:
+                return self._run_at_once(x, of_layers, of_norm, add_input=True)
         return x + self(norm(x))
 
-    def _run_at_once(self, x: Tensor, *args: Any) -> Tensor:
-        return torch.ops.ops_dcnv3.layer_forward.default(x, *args, *self.geometry)
+    def _run_at_once(
+        self,
+        x: Tensor,
+        of_layers: tuple[list[Tensor], float],
+        of_norm: tuple[list[Tensor], float],
+        add_input: bool,
+    ) -> Tensor:
+        return torch.ops.ops_dcnv3.layer_forward.default(
+            x, *of_layers, *of_norm, add_input, *self.geometry
+        )
 
     def _predict(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Predict the logits of masks, the weights of centres and, last, the offsets.
@@ -237,11 +248,15 @@ class DCNv3(nn.Module):
         )
 
     def _is_recomputable(self) -> bool:
-        """Tell whether :meth:`_predict` has no state, no dropout and no spectators."""
+        """Tell whether :meth:`_predict` has no state, no dropout and no spectators.
+
+        Nor tensors of ``torch.func.functional_call`` for parameters: they are gone
+        when it runs again.
+        """
         return (
             self._plain_branch() is not None
-            and is_untouched(self.mask, nn.Linear)
-            and is_untouched(self.offset, nn.Linear)
+            and is_plain_linear(self.mask)
+            and is_plain_linear(self.offset)
         )
 
     def _plain_layers(self) -> tuple[list[Tensor], float] | None:
@@ -253,8 +268,9 @@ class DCNv3(nn.Module):
         if branch is None:
             return None
         found, eps = branch
+        modules: Any = self._modules
         for name in ('offset', 'mask', 'input_proj', 'output_proj'):
-            parameters = plain_parameters(cast(Any, self._modules[name]), nn.Linear)
+            parameters = plain_parameters(modules[name], nn.Linear)
             if parameters is None:
                 return None
             found += parameters
@@ -266,18 +282,18 @@ class DCNv3(nn.Module):
         layers = list(branch._modules.values())
         if not is_untouched(branch, nn.Sequential) or len(layers) != 3:
             return None
-        conv, norms, act = layers
-        *_, norm = norms._modules.values()  # it comes after a change of layout
+        conv, norm, act = layers
         of_conv = plain_parameters(conv, nn.Conv2d)
-        of_norm = plain_parameters(norm, nn.LayerNorm)
-        is_as_built = (
-            is_untouched(norms, nn.Sequential)
-            and is_exact_gelu(act)
-            and conv.padding_mode == 'zeros'  # set to 'circular' for seamless tiles
-        )
-        if not is_as_built or of_conv is None or of_norm is None:
+        of_norm = parameters_of_norm(norm, ToChannelsLast)
+        if (
+            of_conv is None
+            or of_norm is None
+            or not is_exact_gelu(act)
+            or _settings_of(conv) != self._branch_settings
+        ):
             return None
-        return of_conv + of_norm, norm.eps
+        parameters, eps = of_norm
+        return of_conv + parameters, eps
 
     def _predict_offset(self, branch: Tensor) -> Tensor:
         """Predict offsets, in float32 where the layer runs in bfloat16.
@@ -313,6 +329,21 @@ class DCNv3(nn.Module):
             center.unflatten(-1, group_shape),
             scale.unsqueeze(-1),
         ).flatten(-2)
+
+
+def _settings_of(conv: Any) -> tuple[Any, ...]:
+    """Return what decides on a convolution's output beside its parameters.
+
+    Users change it: ``padding_mode`` to 'circular' for seamless tiles, say.
+    """
+    return (
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        conv.padding_mode,
+    )
 
 
 def _branch_padding(geometry: Geometry, dw_kernel: tuple[int, int]) -> tuple[int, int]:

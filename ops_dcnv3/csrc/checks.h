@@ -24,8 +24,8 @@ namespace dcnv3 {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// The non-tensor arguments of both operators, as the dispatcher hands them
-// over.
+// The non-tensor arguments of an operator that samples, as the dispatcher hands
+// them over.
 struct Settings {
   const std::vector<int64_t>& kernel_size;
   const std::vector<int64_t>& stride;
@@ -162,17 +162,6 @@ inline Geometry make_geometry(
       mask.scalar_type() == offset.scalar_type(),
       "mask: expected the dtype of offset");
   return g;
-}
-
-// The CPU's kernels count pixels, and the numbers of a row, in integers that
-// are as wide as the accumulator.
-inline void check_sides(const Tensor& input, const Geometry& g) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
-  STD_TORCH_CHECK(
-      g.height * g.width <= kMost && g.width * g.channels() <= kMost,
-      "input: expected images of fewer than 2^31 - 1 pixels, and rows of fewer "
-      "than 2^31 - 1 numbers, got ",
-      text_of(input.sizes()));
 }
 
 inline void check_grad_output(

@@ -271,6 +271,28 @@ def test_what_is_watched_is_not_recomputed():
     assert len(calls) == 2 * sum(SMALL['depths'])
 
 
+@pytest.mark.parametrize('names', ['mask', 'offset', ''])
+def test_borrowed_parameters_are_not_recomputed(names):
+    """What ``functional_call`` sets is gone in the backward pass."""
+    torch.manual_seed(0)
+    gradients = []
+    for recompute in (False, True):
+        layer = DCNv3(24, groups=3, recompute=recompute).train()
+        torch.manual_seed(1)
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        others = {
+            name: torch.randn(parameter.shape, requires_grad=True)
+            for name, parameter in layer.named_parameters()
+            if name.startswith(names)
+        }
+        x = torch.randn(2, 5, 7, 24, requires_grad=True)
+        output = torch.func.functional_call(layer, others, x)
+        gradients.append(torch.autograd.grad(output.sum(), [x, *others.values()]))
+    for kept, recomputed in zip(*gradients, strict=True):
+        assert relative_error(recomputed, kept) < FORWARD[torch.float32]
+
+
 def test_drop_path_keeps_the_mean():
     torch.manual_seed(0)
     drop_path = DropPath(0.3)

@@ -29,9 +29,9 @@ def branch_arguments(size, kernel, dtype=torch.float32):
     return [torch.randn(s, generator=generator).to(dtype) for s in shapes]
 
 
-def make_layer(**settings):
+def make_layer(channels=24, groups=3, **settings):
     """Return a small layer that samples off the grid."""
-    layer = DCNv3(24, groups=3, **settings).eval()
+    layer = DCNv3(channels, groups=groups, **settings).eval()
     for predicts in (layer.offset, layer.mask):
         nn.init.normal_(predicts.weight, std=0.2)
     return layer

@@ -164,8 +164,50 @@ def drop_bias(layer):
     layer.dw_conv[0].bias = None
 
 
+def dilate(layer):
+    layer.dw_conv[0].dilation = layer.dw_conv[0].padding = (2, 2)
+
+
+def wrap_conv(layer):
+    """What adapters do."""
+    layer.dw_conv[0] = nn.Sequential(layer.dw_conv[0], nn.Tanh())
+
+
+def mix_channels(layer):
+    layer.dw_conv[0] = nn.Conv2d(24, 24, 3, padding=1)
+
+
+def drop_norm(layer):
+    layer.dw_conv[1] = layer.dw_conv[1][0]
+
+
+def insert(layer):
+    layer.dw_conv[1].insert(1, nn.Tanh())
+
+
+def append(layer):
+    layer.dw_conv.append(nn.Tanh())
+
+
+def hook_change_of_layout(layer):
+    layer.dw_conv[1][0].register_forward_hook(lambda module, args, output: output**3)
+
+
 @pytest.mark.parametrize(
-    'change', [make_circular, replace_forward, hook_norm, drop_bias]
+    'change',
+    [
+        make_circular,
+        replace_forward,
+        hook_norm,
+        drop_bias,
+        dilate,
+        wrap_conv,
+        mix_channels,
+        drop_norm,
+        insert,
+        append,
+        hook_change_of_layout,
+    ],
 )
 def test_changes_of_the_branch_are_seen(change, device):
     torch.manual_seed(0)

@@ -63,6 +63,7 @@ def test_cpu_capabilities(limit):
     code = """
 import torch
 from ops_dcnv3 import build_info, dcnv3, dcnv3_reference
+from tests.ops.branch import branch, make_layer
 from tests.ops.cases import Case
 from tests.tolerances import BACKWARD, FORWARD, relative_error
 print(build_info()['cpu_capability'])
@@ -84,6 +85,13 @@ parameters = [w, zeros[0], v, zeros[1]]
 output = torch.ops.ops_dcnv3.mlp_forward(x, parameters, [], 0.0, True)
 expected = torch.nn.functional.gelu(x.double() @ w.double().t()) @ v.double().t() + x
 assert relative_error(output, expected) < FORWARD[torch.float32]
+layer, x = make_layer(), torch.randn(2, 37, 41, 24)
+parameters, eps = layer._plain_layers()
+output = torch.ops.ops_dcnv3.layer_forward(
+    x, parameters, eps, [], 0.0, False, *layer.geometry)
+assert relative_error(output, layer(x)) < FORWARD[torch.float32]
+output = torch.ops.ops_dcnv3.branch_forward(x, *parameters[:4], eps)
+assert relative_error(output, branch(x, *parameters[:4], eps)) < FORWARD[torch.float32]
 """
     root = Path(__file__).parents[2]
     output = run_python(code, root, ATEN_CPU_CAPABILITY=limit)

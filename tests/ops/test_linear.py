@@ -181,10 +181,51 @@ def test_mlp_errors(change, norm, message):
         mlp_forward(make(3, 4), parameters, norm, 1e-6, True)
 
 
-def test_layer_errors():
-    settings = ([], 0.0, False, [3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False)
-    with pytest.raises(RuntimeError, match=r'parameters: expected .* got 1 tensors'):
-        layer_forward(make(1, 5, 7, 8), [make(8)], 1e-6, *settings)
+def layer_parameters(channels, points):
+    """Weights and biases of a layer whose groups have so many points in all."""
+    shapes = [(channels, 1, 3, 3), (channels,), (channels,), (channels,)]
+    for width in (2 * points, points, channels, channels):
+        shapes += [(width, channels), (width,)]
+    return [make(*shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda p: p.pop(), r'parameters: expected .* got 11 tensors'),
+        (lambda p: p.__setitem__(0, make(8, 1, 2, 3)), 'weight: expected .* odd, odd'),
+        (lambda p: p.__setitem__(3, make(7)), r'norm_bias: expected \(8\)'),
+        (lambda p: p.__setitem__(slice(4, 6), [make(9, 8), make(9)]), 'offset.weight'),
+        (lambda p: p.__setitem__(slice(6, 8), [make(9, 8), make(9)]), 'mask.weight'),
+        (lambda p: p.__setitem__(7, make(9)), 'mask.bias'),
+        (lambda p: p.__setitem__(slice(8, 10), [make(9, 8), make(9)]), 'input_proj'),
+        (lambda p: p.__setitem__(slice(10, 12), [make(9, 8), make(9)]), 'output_proj'),
+        (lambda p: p.__setitem__(4, p[4].double()), 'offset.weight: expected float32'),
+    ],
+)
+def test_layer_errors(change, message):
+    parameters = layer_parameters(8, 18)
+    settings = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False)
+    x = make(1, 5, 7, 8)
+    assert layer_forward(x, parameters, 1e-6, [], 0.0, True, *settings).shape == x.shape
+    change(parameters)
+    with pytest.raises(RuntimeError, match=message):
+        layer_forward(x, parameters, 1e-6, [], 0.0, True, *settings)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (([3, 3], [2, 1], [1, 1], [1, 1], 2, 1.0, False), "input's size"),
+        (([3, 3], [1, 1], [1, 0], [1, 1], 2, 1.0, False), "input's size"),
+        (([3, 3], [1, 1], [1, 1], [1, 1], 3, 1.0, False), 'groups: expected'),
+        (([3, 3], [1, 1], [1, 1], [1, 1], 4, 1.0, False), 'offset.weight'),
+    ],
+)
+def test_layer_settings_errors(settings, message):
+    parameters = layer_parameters(8, 18)
+    with pytest.raises(RuntimeError, match=message):
+        layer_forward(make(1, 5, 7, 8), parameters, 1e-6, [], 0.0, True, *settings)
 
 
 def operators(call, *args):
@@ -194,8 +235,8 @@ def operators(call, *args):
     return {event.name for event in run.function_events}, output
 
 
-def make_norm():
-    norm = build_norm_layer(24)
+def make_norm(channels=24):
+    norm = build_norm_layer(channels)
     nn.init.normal_(norm[0].weight)
     nn.init.normal_(norm[0].bias)
     return norm
@@ -223,17 +264,18 @@ def test_layer_and_mlp_are_one_call_each(make_module, size):
 
 
 @pytest.mark.parametrize(
-    'size',
+    ('size', 'groups'),
     [
-        (2, 5, 7, 24),  # all threads together
-        (2, 11, 14, 24),  # each by itself, where they are one or two
-        (1, 61, 93, 24),  # and several times
+        ((2, 5, 7, 24), 3),  # all threads together
+        ((2, 9, 14, 24), 3),  # each by itself, where they are one or two
+        ((1, 61, 93, 24), 3),  # and several times
+        ((1, 17, 31, 700), 35),  # each by itself in single projections
     ],
 )
-def test_number_of_threads_changes_nothing_of_a_layer(size):
+def test_number_of_threads_changes_nothing_of_a_layer(size, groups):
     needs_fast_kernels()
     torch.manual_seed(0)
-    layer, norm = make_layer(), make_norm()
+    layer, norm = make_layer(size[-1], groups), make_norm(size[-1])
     x = torch.randn(size)
     with torch.no_grad():
         first, *others = with_threads(lambda: layer.add_branch(x, norm))
@@ -257,12 +299,17 @@ def replace_norm(norm):
     norm[0] = nn.RMSNorm(24)
 
 
+def normalize_more(norm):
+    norm[0] = nn.LayerNorm((14, 24))
+
+
 def append(norm):
     norm.append(nn.Tanh())
 
 
 @pytest.mark.parametrize(
-    'change', [double_outputs, drop_parameters, drop_bias, replace_norm, append]
+    'change',
+    [double_outputs, drop_parameters, drop_bias, replace_norm, normalize_more, append],
 )
 @pytest.mark.parametrize('make_module', [make_layer, lambda: Mlp(24, 96, 'GELU')])
 def test_changes_of_a_norm_are_seen(make_module, change):
@@ -275,18 +322,33 @@ def test_changes_of_a_norm_are_seen(make_module, change):
     assert relative_error(output, x + module(norm(x))) < FORWARD[torch.float32]
 
 
-@pytest.mark.parametrize('make_module', [make_layer, lambda: Mlp(24, 96, 'GELU')])
-def test_hooks_on_all_modules_are_called(make_module):
-    module, seen = make_module(), []
-    hook = nn.modules.module.register_module_forward_hook(
+def hook_calls(seen):
+    return nn.modules.module.register_module_forward_hook(
         lambda module, args, output: seen.append(module)
     )
+
+
+def hook_before_calls(seen):
+    return nn.modules.module.register_module_forward_pre_hook(
+        lambda module, args: seen.append(module)
+    )
+
+
+@pytest.mark.parametrize('with_gradients', [False, True])
+@pytest.mark.parametrize('hook', [hook_calls, hook_before_calls])
+@pytest.mark.parametrize('make_module', [make_layer, lambda: Mlp(24, 96, 'GELU')])
+def test_hooks_on_all_modules_are_called_once(make_module, hook, with_gradients):
+    module, norm, seen = make_module(), make_norm(), []
+    handle = hook(seen)
     try:
-        with torch.no_grad():
-            module(torch.randn(2, 11, 14, 24))
+        with torch.set_grad_enabled(with_gradients):
+            output = module.add_branch(torch.randn(2, 11, 14, 24), norm)
+        if with_gradients:
+            output.sum().backward()
     finally:
-        hook.remove()
-    assert set(module.modules()) == set(seen)
+        handle.remove()
+    assert len(seen) == len(set(seen))
+    assert set(seen) == {*module.modules(), *norm.modules()}
 
 
 class Half(torch.Tensor):

@@ -60,7 +60,8 @@ inline int64_t grain_size(int64_t work_per_item) {
       kWorkPerTask / std::max<int64_t>(1, work_per_item));
 }
 
-// The same in pixels of the forward pass and of the depthwise branch.
+// Pixels a thread takes at least: of the forward pass, and of the depthwise
+// branch.
 inline int64_t forward_grain(const Geometry& g) {
   return grain_size(g.channels() * g.points());
 }

@@ -8,8 +8,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../checks.h"
 #include "capability.h"
+#include "checks_cpu.h"
 #include "kernels.h"
 
 namespace dcnv3 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU kernels, compiled once per instruction set (kernels_*.cpp). Each
-// works on a range of independent items; dcnv3_cpu.cpp chooses the instruction
-// set and spreads the items over threads.
+// works on a range of independent items. capability.h chooses the instruction
+// set, and the operators (*_cpu.cpp) spread the items over threads.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -55,14 +55,15 @@ struct NormPointers {
   float* output;
 };
 
+// Of a linear layer, (out_features, in_features).
 struct Weights {
   const float* data;
   int64_t in_features;
   int64_t out_features;
 };
 
-// All contiguous; bias and residual may be null. What is laid out first of the
-// weights of the next layer is fetched meanwhile.
+// All contiguous; bias and residual may be null. Of the layer that comes next,
+// if there is one, the first weights are fetched meanwhile.
 struct LinearPointers {
   const float* input;
   const float* weight;

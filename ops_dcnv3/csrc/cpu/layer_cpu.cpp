@@ -6,32 +6,85 @@
 
 #include <vector>
 
+#include "checks_cpu.h"
 #include "layers.h"
 
 namespace dcnv3 {
 namespace {
 
-// The parts of the layer, and what each row has of others: (H, W) stays, so a
-// row is a pixel everywhere.
-struct Layer {
-  NormLayer norm;
-  LinearLayer input_proj;
-  BranchSizes branch_sizes;
-  BranchPointers<float> branch;
-  LinearLayer offset;
-  LinearLayer mask;
-  Geometry geometry;
-  LinearLayer output_proj;
-  const float* input;
-  const float* residual;  // null, or the input
+// Weight and bias of dw_conv, its norm, offset, mask, input_proj, output_proj.
+constexpr size_t kParameters = 12;
+
+// The parts of the layer, and the memory that all rows share. (H, W) stays, so
+// a row is a pixel everywhere.
+class Layer {
+ public:
+  Layer(
+      const Tensor& x,
+      const std::vector<Tensor>& p,
+      double eps,
+      const std::vector<Tensor>& norm_parameters,
+      double norm_eps,
+      bool add_input,
+      const Settings& settings)
+      : geometry(make_geometry(x, settings)),
+        branch_sizes(make_branch_sizes(x, p[0], p[1], p[2], p[3], eps)),
+        input("input", x),
+        conv_weight("dw_conv.weight", p[0]),
+        conv_bias("dw_conv.bias", p[1]),
+        norm_weight("dw_conv.norm.weight", p[2]),
+        norm_bias("dw_conv.norm.bias", p[3]),
+        offset("offset.weight", p[4], "offset.bias", p[5], channels()),
+        mask("mask.weight", p[6], "mask.bias", p[7], channels()),
+        input_proj("input_proj.weight", p[8], "bias", p[9], channels()),
+        output_proj("output_proj.weight", p[10], "bias", p[11], channels()),
+        norm(norm_parameters, channels(), norm_eps),
+        residual(add_input ? input.data() : nullptr) {
+    check_sides(x, geometry);
+    STD_TORCH_CHECK(
+        geometry.out_height == geometry.height &&
+            geometry.out_width == geometry.width,
+        "kernel_size, stride, padding, dilation: expected an output of the "
+        "input's size");
+    check_shape("offset.weight", p[4], {2 * points(), channels()});
+    check_shape("mask.weight", p[6], {points(), channels()});
+    check_shape("input_proj.weight", p[8], {channels(), channels()});
+    if (add_input) {
+      check_shape("output_proj.weight", p[10], {channels(), channels()});
+    }
+  }
+
+  int64_t rows() const { return geometry.out_pixels(); }
+  int64_t channels() const { return geometry.channels(); }
+  int64_t points() const { return geometry.groups * geometry.points(); }
+  // Numbers of a row in the memory.
+  int64_t width() const { return (norm.is_there() ? 2 : 1) * channels(); }
+  void use(float* memory, float* output_memory) {
+    projected = memory;
+    normed = norm.is_there() ? memory + rows() * channels() : nullptr;
+    output = output_memory;
+  }
+  // The input, or what the norm makes of it.
+  const float* seen() const { return normed ? normed : input.data(); }
+
+  // From the input to what others see of the rows from begin to end.
+  void project(int64_t begin, int64_t end) const {
+    const int64_t at = begin * channels();
+    if (normed) {
+      norm.run(input.data() + at, end - begin, normed + at);
+    }
+    input_proj.task(seen() + at, end - begin, projected + at).run();
+  }
+
+  const Geometry geometry;
+  const BranchSizes branch_sizes;
+  const Numbers input, conv_weight, conv_bias, norm_weight, norm_bias;
+  const LinearLayer offset, mask, input_proj, output_proj;
+  const NormLayer norm;
+  const float* const residual;  // null, or the input
   float* normed = nullptr;
   float* projected = nullptr;
   float* output = nullptr;
-
-  int64_t channels() const { return geometry.channels(); }
-  int64_t points() const { return geometry.groups * geometry.points(); }
-  // The input, or what the norm makes of it.
-  const float* seen() const { return norm.is_there() ? normed : input; }
 };
 
 // What is computed for some rows from what all have.
@@ -52,8 +105,13 @@ class LayerRows {
 
   // Each method is for the rows from begin to end of these.
   void look_around(int64_t begin, int64_t end) const {
-    BranchPointers<float> pointers = l_.branch;
-    pointers.output = features_ + begin * l_.channels();
+    const BranchPointers<float> pointers{
+        l_.seen(),
+        l_.conv_weight.data(),
+        l_.conv_bias.data(),
+        l_.norm_weight.data(),
+        l_.norm_bias.data(),
+        features_ + begin * l_.channels()};
     DCNV3_BEST_KERNEL(branch<float>)
     (l_.branch_sizes, pointers, begin_ + begin, begin_ + end);
   }
@@ -93,13 +151,8 @@ class LayerRows {
 // Each thread has a share of the rows. It waits once for the others: their norm
 // and projection are what it convolves and samples.
 void run_in_shares(const Layer& layer, const Shares& shares, float* memory) {
-  const int64_t channels = layer.channels();
-  shares.for_each_part([&](int64_t, int64_t begin, int64_t end) {
-    const int64_t at = begin * channels;
-    const int64_t count = end - begin;
-    layer.norm.run(layer.input + at, count, layer.normed + at);
-    layer.input_proj.task(layer.seen() + at, count, layer.projected + at).run();
-  });
+  shares.for_each_part(
+      [&](int64_t, int64_t begin, int64_t end) { layer.project(begin, end); });
   const int64_t size = shares.part() * LayerRows::width(layer);
   shares.for_each_part([&](int64_t index, int64_t begin, int64_t end) {
     const LayerRows rows(layer, begin, end, memory + index * size);
@@ -114,8 +167,8 @@ void run_in_shares(const Layer& layer, const Shares& shares, float* memory) {
 
 // All threads run one part of the layer after the other.
 void run_in_turn(const Layer& layer, float* memory) {
-  const int64_t count = layer.geometry.out_pixels();
-  layer.norm.run_by_all(layer.input, count, layer.normed);
+  const int64_t count = layer.rows();
+  layer.norm.run_by_all(layer.input.data(), count, layer.normed);
   const LayerRows rows(layer, 0, count, memory);
   torch::stable::parallel_for(
       0,
@@ -150,15 +203,18 @@ Tensor layer_forward_cpu(
     double offset_scale,
     bool remove_center) {
   STD_TORCH_CHECK(
-      parameters.size() == 12,
+      parameters.size() == kParameters,
       "parameters: expected weight and bias of dw_conv, its norm, offset, "
-      "mask, "
-      "input_proj and output_proj, got ",
+      "mask, input_proj and output_proj, got ",
       parameters.size(),
       " tensors");
-  const auto& p = parameters;
-  const Geometry g = make_geometry(
+  Layer layer(
       input,
+      parameters,
+      eps,
+      norm_parameters,
+      norm_eps,
+      add_input,
       {kernel_size,
        stride,
        padding,
@@ -167,60 +223,22 @@ Tensor layer_forward_cpu(
        offset_scale,
        remove_center,
        true});
-  check_sides(input, g);
-  STD_TORCH_CHECK(
-      g.out_height == g.height && g.out_width == g.width,
-      "kernel_size, stride, padding, dilation: expected an output of the "
-      "input's size");
-  const int64_t channels = g.channels();
-  const int64_t rows = g.out_pixels();
-  const Numbers x("input", input);
-  const Numbers conv_weight("dw_conv.weight", p[0]);
-  const Numbers conv_bias("dw_conv.bias", p[1]);
-  const Numbers norm_weight("dw_conv.norm.weight", p[2]);
-  const Numbers norm_bias("dw_conv.norm.bias", p[3]);
-  Layer layer{
-      NormLayer(norm_parameters, channels, norm_eps),
-      LinearLayer("input_proj.weight", p[8], "bias", p[9], channels),
-      make_branch_sizes(input, p[0], p[1], p[2], p[3], eps),
-      {nullptr,
-       conv_weight.data(),
-       conv_bias.data(),
-       norm_weight.data(),
-       norm_bias.data(),
-       nullptr},
-      LinearLayer("offset.weight", p[4], "bias", p[5], channels),
-      LinearLayer("mask.weight", p[6], "bias", p[7], channels),
-      g,
-      LinearLayer("output_proj.weight", p[10], "bias", p[11], channels),
-      x.data(),
-      add_input ? x.data() : nullptr};
-  check_shape("offset.weight", p[4], {2 * layer.points(), channels});
-  check_shape("mask.weight", p[6], {layer.points(), channels});
-  check_shape("input_proj.weight", p[8], {channels, channels});
-  const int64_t out_channels = layer.output_proj.out_features;
-  if (add_input) {
-    check_shape("output_proj.weight", p[10], {channels, channels});
-  }
-
-  // What is between the parts lies together: to ask for memory takes long, too.
-  const int64_t kept = (layer.norm.is_there() ? 2 : 1) * channels;
   const int64_t width = LayerRows::width(layer);
-  const Shares shares(rows, kept + width);
-  const bool is_alone = shares.are_large();
-  const int64_t own = is_alone ? shares.count() * shares.part() : rows;
-  Tensor between = torch::stable::new_empty(input, {rows * kept + own * width});
-  Tensor output =
-      torch::stable::new_empty(input, shape_with(input, out_channels));
+  const Shares shares(layer.rows(), layer.width() + width);
+  const bool is_alone = shares.are_worthwhile();
+  const int64_t own = is_alone ? shares.count() * shares.part() : layer.rows();
+  const int64_t shared = layer.rows() * layer.width();
+  // One piece of memory for all: to ask for it takes long, too.
+  Tensor between = torch::stable::new_empty(input, {shared + own * width});
+  Tensor output = torch::stable::new_empty(
+      input,
+      shape_with(input, layer.output_proj.out_features));
   float* const memory = numbers_of(between);
-  layer.projected = memory;
-  layer.normed = memory + rows * channels;
-  layer.output = numbers_of(output);
-  layer.branch.input = layer.seen();
+  layer.use(memory, numbers_of(output));
   if (is_alone) {
-    run_in_shares(layer, shares, memory + rows * kept);
+    run_in_shares(layer, shares, memory + shared);
   } else {
-    run_in_turn(layer, memory + rows * kept);
+    run_in_turn(layer, memory + shared);
   }
   return output;
 }

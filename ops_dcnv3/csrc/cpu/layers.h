@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Layers that operators of the CPU library are made of, in float32: checked,
-// and run by all threads.
+// and run by all threads or by one for its rows.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -30,7 +30,7 @@ class Numbers {
   Numbers(
       const char* name,
       const std::optional<Tensor>& tensor,
-      const std::vector<int64_t>& shape) {
+      torch::headeronly::IntHeaderOnlyArrayRef shape) {
     if (tensor) {
       check_shape(name, *tensor, shape);
       *this = Numbers(name, *tensor);
@@ -51,7 +51,6 @@ class LinearTask {
       : sizes_(sizes), pointers_(pointers) {}
 
   const LinearSizes& sizes() const { return sizes_; }
-  float* output() const { return pointers_.output; }
   int64_t items() const { return DCNV3_BEST_KERNEL(linear_items)(sizes_); }
   void run(int64_t begin, int64_t end) const {
     DCNV3_BEST_KERNEL(linear)(sizes_, pointers_, begin, end);
@@ -85,19 +84,21 @@ class LinearTask {
   LinearPointers pointers_;
 };
 
-// How rows go to threads: a share to each, if it is large enough to lay all
-// weights of a layer out for it. Then what a thread computes from a row, in
-// layer after layer, stays in its own cache.
+// How rows go to threads: a share to each, taken in parts. Then what a thread
+// computes from a row, in layer after layer, stays in its own cache.
 class Shares {
  public:
-  // What a thread computes from a row on its way is `width` numbers.
+  // width: how many numbers there are of a row on its way.
   explicit Shares(int64_t rows, int64_t width = 0)
       : rows_(rows),
         count_(torch::stable::get_num_threads()),
         size_((rows + count_ - 1) / count_),
         part_(std::min(size_, width > 0 ? kNumbers / width : size_)) {}
 
-  bool are_large() const { return part_ >= kRows; }
+  // Whether a part is worth laying the weights of all layers out for. If not,
+  // there are few rows, or a row has many numbers: all threads should run one
+  // layer together.
+  bool are_worthwhile() const { return part_ >= kRows; }
   int64_t count() const { return count_; }
   // Rows of a share that a thread takes at once.
   int64_t part() const { return part_; }
@@ -116,7 +117,7 @@ class Shares {
   }
 
  private:
-  static constexpr int64_t kRows = 96;
+  static constexpr int64_t kRows = 96;  // then it takes a tenth of the time
   static constexpr int64_t kNumbers = 256 * 1024;  // a second cache
 
   int64_t rows_;
@@ -129,7 +130,7 @@ class Shares {
 inline void run_by_all(const std::vector<LinearTask>& tasks) {
   const LinearSizes& sizes = tasks[0].sizes();
   const Shares shares(sizes.rows);
-  if (shares.are_large()) {
+  if (shares.are_worthwhile()) {
     shares.for_each_part([&](int64_t, int64_t begin, int64_t end) {
       for (const LinearTask& task : tasks) {
         task.of_rows(begin, end).run();
@@ -249,13 +250,6 @@ class NormLayer {
   Numbers weight_;
   Numbers bias_;
 };
-
-inline int64_t last_size(const Tensor& tensor) {
-  STD_TORCH_CHECK(
-      tensor.dim() > 0,
-      "input: expected (..., features), got no dimensions");
-  return tensor.size(tensor.dim() - 1);
-}
 
 inline std::vector<int64_t> shape_with(const Tensor& tensor, int64_t last) {
   const auto sizes = tensor.sizes();

@@ -13,6 +13,13 @@
 namespace dcnv3 {
 namespace {
 
+int64_t last_size(const Tensor& tensor) {
+  STD_TORCH_CHECK(
+      tensor.dim() > 0,
+      "input: expected (..., features), got no dimensions");
+  return tensor.size(tensor.dim() - 1);
+}
+
 Tensor linear_forward_cpu(
     const Tensor& input,
     const Tensor& weight,
@@ -51,19 +58,13 @@ Tensor mlp_forward_cpu(
   Tensor output = torch::stable::new_empty(input, shape);
   const int64_t rows = input.numel() / channels;
 
-  // Where shares are small all threads work on the same rows: few, so that what
-  // is between the layers fits the third cache (4 MiB), but enough to read the
-  // weights for.
-  const Shares shares(rows, width);
-  const bool is_alone = shares.are_large();
-  const int64_t part = is_alone
-                           ? shares.part()
-                           : std::min(
-                                 std::max<int64_t>(
-                                     1024 * 1024 / std::max<int64_t>(width, 1),
-                                     512),
-                                 std::max<int64_t>(rows, 1));
+  // All threads together take few rows, so that what is between the layers fits
+  // the third cache (4 MiB), but enough to read the weights for.
   const int64_t before = norm.is_there() ? channels : 0;
+  const Shares shares(rows, width + before);
+  const bool is_alone = shares.are_worthwhile();
+  const int64_t fit = std::max<int64_t>(1024 * 1024 / width, 512);
+  const int64_t part = is_alone ? shares.part() : std::min(fit, rows);
   Tensor between = torch::stable::new_empty(
       input,
       {(is_alone ? shares.count() : 1) * part, width + before});

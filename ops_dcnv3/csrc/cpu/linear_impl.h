@@ -255,17 +255,19 @@ inline void run_part(
     const float* const weight =
         p.weight + part.column * s.in_features + feature;
     lay_out(weight, s.in_features, part.columns, features, panel);
-    // What is laid out next: weights of more features, of the next columns, or
-    // of the next layer.
+    // What is laid out next: weights of more features, of the next columns or,
+    // after the last ones, of the next layer.
     const int64_t others = s.out_features - part.column - part.columns;
     Rows<const float> ahead{weight + features, s.in_features};
     int64_t ahead_rows = part.columns;
     if (is_last && others > 0) {
       ahead.data = weight + part.columns * s.in_features - feature;
       ahead_rows = smaller(kTileColumns, others);
-    } else if (is_last) {
+    } else if (is_last && p.next.data) {
       ahead = {p.next.data, p.next.in_features};
       ahead_rows = smaller(kTileColumns, p.next.out_features);
+    } else if (is_last) {
+      ahead_rows = 0;
     }
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t row = (part.first_block + i) * kTileRows;
