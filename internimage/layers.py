@@ -7,7 +7,6 @@ Attribute names are those of the released weights.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ops_dcnv3.layers import (
@@ -19,6 +18,7 @@ from ops_dcnv3.layers import (
     is_untouched,
     keeps_for_backward,
     linear,
+    linear_of_gelu,
     parameters_of_norm,
     plain_parameters,
 )
@@ -100,34 +100,6 @@ class Downsample(nn.Module):
         )
 
 
-class _GeluLinear(torch.autograd.Function):
-    """A linear layer of a GELU, which keeps for its gradient what goes into the GELU.
-
-    PyTorch's own pair also keeps what comes out, as large. (Its activation checkpoint
-    does this as well, in several times the time of the GELU on small maps.)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        return F.linear(F.gelu(x), weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            # Autocast had a copy of the weight in the dtype of the product.
-            grad_x = torch.ops.aten.gelu_backward(grad @ weight.to(grad.dtype), x)
-        rows = grad.flatten(0, -2)
-        if ctx.needs_input_grad[1]:
-            activated = F.gelu(x).flatten(0, -2).to(grad.dtype)
-            grad_weight = (rows.t() @ activated).to(weight.dtype)
-        if bias is not None and ctx.needs_input_grad[2]:
-            grad_bias = rows.sum(0).to(bias.dtype)
-        return grad_x, grad_weight, grad_bias
-
-
 class Mlp(nn.Module):
     """Two linear layers with an activation between them.
 
@@ -165,7 +137,7 @@ class Mlp(nn.Module):
             and is_exact_gelu(self.act)
             and is_plain_linear(self.fc2)
         ):
-            return _GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
+            return linear_of_gelu(self.fc2, linear(self.fc1, x))
         return linear(self.fc2, self.act(linear(self.fc1, x)))
 
     def add_branch(self, x: Tensor, norm: nn.Module) -> Tensor:

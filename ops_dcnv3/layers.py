@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import library
 from .registration import is_traced
@@ -34,14 +35,71 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
         layer: Maps ``(..., in_features)`` to ``(..., out_features)``.
         x: ``(..., in_features)``.
     """
-    if has_linear_kernel(x) and is_plain_linear(layer):
-        return torch.ops.ops_dcnv3.linear_forward.default(x, layer.weight, layer.bias)
+    if is_plain_linear(layer) and _suits_linear_kernel(x):
+        weight: Any = layer.weight
+        bias: Any = layer.bias
+        if not torch.is_grad_enabled():
+            return _run_kernel(x, weight, bias)
+        if x.dim() > 1:
+            return _Linear.apply(x, weight, bias, False)
     return layer(x)
 
 
+def linear_of_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Run a plain linear layer of the GELU of ``x``, and keep ``x`` for the gradient.
+
+    PyTorch's own pair also keeps what the GELU computes, as large. (Its activation
+    checkpoint does this as well, in several times the time of the GELU on small maps.)
+
+    Args:
+        layer: Of which :func:`is_plain_linear` is true.
+        x: ``(N, ..., in_features)``.
+    """
+    return _Linear.apply(x, layer.weight, layer.bias, True)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer, by our kernel where that is faster; or one of a GELU."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.gelu = gelu
+        seen = F.gelu(x) if gelu else x
+        run = _run_kernel if has_linear_kernel(seen) else F.linear
+        return run(seen, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            # Autocast had a copy of the weight in the dtype of the product.
+            grad_x = grad @ weight.to(grad.dtype)
+            if ctx.gelu:
+                grad_x = torch.ops.aten.gelu_backward(grad_x, x)
+        rows = grad.flatten(0, -2)
+        if ctx.needs_input_grad[1]:
+            seen = (F.gelu(x) if ctx.gelu else x).flatten(0, -2).to(grad.dtype)
+            grad_weight = (rows.t() @ seen).to(weight.dtype)
+        if bias is not None and ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0).to(bias.dtype)
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _run_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.ops_dcnv3.linear_forward.default(x, weight, bias)
+
+
 def has_linear_kernel(x: Tensor) -> bool:
-    """Tell whether our kernel should run a linear layer of ``x``."""
-    return is_plain_inference(x) and _has_fast_linear_kernel()
+    """Tell whether our kernel should run a linear layer of ``x``, without gradients."""
+    return not torch.is_grad_enabled() and _suits_linear_kernel(x)
+
+
+def _suits_linear_kernel(x: Tensor) -> bool:
+    return _is_plain(x) and _is_eager(x) and _has_fast_linear_kernel()
 
 
 @functools.cache
@@ -133,12 +191,7 @@ def is_exact_gelu(act: nn.Module) -> bool:
 
 def is_plain_inference(x: Tensor) -> bool:
     """Tell whether it is float32 on a CPU, and no one looks at the operators."""
-    return (
-        x.dtype == torch.float32
-        and x.device.type == 'cpu'
-        and not torch.is_autocast_enabled('cpu')
-        and is_unobserved(x)
-    )
+    return _is_plain(x) and is_unobserved(x)
 
 
 def is_unobserved(x: Tensor) -> bool:
@@ -147,9 +200,21 @@ def is_unobserved(x: Tensor) -> bool:
     Gradients, compilers, tracers, counters and the transforms of ``torch.func`` need
     those that they know; hooks on all modules wait for each of them.
     """
+    return not torch.is_grad_enabled() and _is_eager(x)
+
+
+def _is_plain(x: Tensor) -> bool:
+    return (
+        x.dtype == torch.float32
+        and x.device.type == 'cpu'
+        and not torch.is_autocast_enabled('cpu')
+    )
+
+
+def _is_eager(x: Tensor) -> bool:
+    """Tell the same as :func:`is_unobserved` of all but gradients."""
     return (
         type(x) is Tensor
-        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not is_traced()
         and not torch._C._len_torch_dispatch_stack()

@@ -11,7 +11,7 @@ from internimage.layers import Mlp
 from ops_dcnv3 import DCNv3
 from ops_dcnv3.layers import build_norm_layer, has_linear_kernel, linear
 from tests.ops.branch import make_layer
-from tests.tolerances import FORWARD, relative_error
+from tests.tolerances import BACKWARD, FORWARD, relative_error
 
 linear_forward = torch.ops.ops_dcnv3.linear_forward
 mlp_forward = torch.ops.ops_dcnv3.mlp_forward
@@ -426,12 +426,47 @@ def test_projection_without_bias():
     assert relative_error(output, layer(x)) < FORWARD[torch.float32]
 
 
+def gradients(call, x, layer, create_graph=False):
+    tensors = [x, *layer.parameters()]
+    wanted = [tensor for tensor in tensors if tensor.requires_grad]
+    output = call(x)
+    loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sin().sum()
+    return output, *torch.autograd.grad(loss, wanted, create_graph=create_graph)
+
+
+@pytest.mark.parametrize('frozen', [(), ('weight',), ('bias',), ('x',)])
+@pytest.mark.parametrize('with_bias', [False, True])
 @pytest.mark.parametrize('rows', [1, 17])
-def test_linear_with_and_without_gradients(rows):
-    layer = nn.Linear(24, 40)
-    x = make(rows, 12, 24)
-    expected = linear(layer, x)
-    assert expected.requires_grad
+def test_gradients(rows, with_bias, frozen):
+    needs_fast_kernels()
+    layer = nn.Linear(24, 40, bias=with_bias)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    x = make(rows, 12, 24).requires_grad_('x' not in frozen)
+    expected = gradients(layer, x, layer)
+    with profile() as run:
+        actual = gradients(lambda x: linear(layer, x), x, layer)
+    assert 'ops_dcnv3::linear_forward' in {event.name for event in run.function_events}
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert relative_error(one, other) < BACKWARD[torch.float32]
     with torch.no_grad():
-        output = linear(layer, x)
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(linear(layer, x), actual[0])
+
+
+def test_second_derivatives():
+    layer, x = nn.Linear(24, 40), make(5, 24).requires_grad_()
+    seconds = []
+    for call in (layer, lambda x: linear(layer, x)):
+        _, first, *_ = gradients(call, x, layer, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), [x, layer.weight]))
+    for one, other in zip(*seconds, strict=True):
+        assert relative_error(one, other) < BACKWARD[torch.float32]
+
+
+def test_a_vector_and_other_dtypes():
+    layer = nn.Linear(24, 40)
+    assert linear(layer, make(24)).shape == (40,)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert linear(layer, make(3, 24)).dtype == torch.bfloat16
+    assert linear(layer.double(), make(3, 24).double()).dtype == torch.float64
