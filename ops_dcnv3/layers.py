@@ -35,7 +35,7 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
         layer: Maps ``(..., in_features)`` to ``(..., out_features)``.
         x: ``(..., in_features)``.
     """
-    if is_plain_linear(layer) and _suits_linear_kernel(x):
+    if _suits_linear_kernel(x) and is_plain_linear(layer):
         weight: Any = layer.weight
         bias: Any = layer.bias
         if not torch.is_grad_enabled():

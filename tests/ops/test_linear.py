@@ -198,6 +198,8 @@ def layer_parameters(channels, points):
         (lambda p: p.__setitem__(slice(4, 6), [make(9, 8), make(9)]), 'offset.weight'),
         (lambda p: p.__setitem__(slice(6, 8), [make(9, 8), make(9)]), 'mask.weight'),
         (lambda p: p.__setitem__(7, make(9)), 'mask.bias'),
+        (lambda p: p.__setitem__(9, make(9)), 'input_proj.bias'),
+        (lambda p: p.__setitem__(11, make(9)), 'output_proj.bias'),
         (lambda p: p.__setitem__(slice(8, 10), [make(9, 8), make(9)]), 'input_proj'),
         (lambda p: p.__setitem__(slice(10, 12), [make(9, 8), make(9)]), 'output_proj'),
         (lambda p: p.__setitem__(4, p[4].double()), 'offset.weight: expected float32'),

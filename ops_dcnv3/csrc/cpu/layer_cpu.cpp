@@ -36,8 +36,18 @@ class Layer {
         norm_bias("dw_conv.norm.bias", p[3]),
         offset("offset.weight", p[4], "offset.bias", p[5], channels()),
         mask("mask.weight", p[6], "mask.bias", p[7], channels()),
-        input_proj("input_proj.weight", p[8], "bias", p[9], channels()),
-        output_proj("output_proj.weight", p[10], "bias", p[11], channels()),
+        input_proj(
+            "input_proj.weight",
+            p[8],
+            "input_proj.bias",
+            p[9],
+            channels()),
+        output_proj(
+            "output_proj.weight",
+            p[10],
+            "output_proj.bias",
+            p[11],
+            channels()),
         norm(norm_parameters, channels(), norm_eps),
         residual(add_input ? input.data() : nullptr) {
     check_sides(x, geometry);
