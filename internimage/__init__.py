@@ -6,7 +6,7 @@ The import needs PyTorch, mmengine and ``ops_dcnv3``. It
 * registers ``InternImage``, ``CBInternImage`` and ``LayerDecayOptimWrapperConstructor``
   in mmengine's root registries, where mmpretrain, mmdet and mmseg look them up, and
 * replaces mmengine's checkpoint loaders, for the whole process, with ones that read
-  safely (:mod:`internimage.safe_loader`) and give the weights of a published
+  safely (:mod:`internimage.checkpoint.loaders`) and give the weights of a published
   InternImage the names that our models use (:mod:`internimage.checkpoint`).
 
 What needs one of the codebases is imported by name: ``internimage.classification``,
@@ -14,10 +14,9 @@ What needs one of the codebases is imported by name: ``internimage.classificatio
 """
 
 from .backbone import InternImage
-from .checkpoint import convert_loaded
+from .checkpoint import convert_loaded, register_safe_loaders
 from .composite import CBInternImage
-from .layer_decay import LayerDecayOptimWrapperConstructor
-from .safe_loader import register_safe_loaders
+from .engine import LayerDecayOptimWrapperConstructor
 from .version import __version__
 
 register_safe_loaders(finish=convert_loaded)

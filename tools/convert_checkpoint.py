@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from internimage.checkpoint import convert_published, load_checkpoint_file
-from internimage.key_maps import innermost, is_known, shorten
+from internimage.checkpoint.key_maps import innermost, is_known, shorten
 
 # mmcv 1 kept the weights before averaging among the model's own, as buffers named
 # after them: `ema_backbone_...`. The other weights of such a file are the averages.

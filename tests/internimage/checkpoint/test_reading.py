@@ -2,9 +2,7 @@
 import io
 import pickle
 import sys
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
 import internimage  # noqa: F401  (registers the loaders)
-from internimage import InternImage, safe_loader
-from internimage.safe_loader import load_checkpoint_file
+from internimage import InternImage
+from internimage.checkpoint import load_checkpoint_file
 
 
 class Payload:
@@ -166,11 +164,6 @@ def test_hostile_checkpoint_does_not_run(tmp_path, payload, zipped):
     assert trace.exists()
 
 
-def test_every_scheme_is_safe():
-    for prefix, loader in CheckpointLoader._schemes.items():
-        assert loader.__module__ == safe_loader.__name__, prefix
-
-
 def test_other_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'no such file: .*absent.pth'):
         load_checkpoint_file(tmp_path / 'absent.pth')
@@ -207,72 +200,3 @@ def test_safetensors_missing(tmp_path, monkeypatch):
     path.touch()
     with pytest.raises(ImportError, match=r'x.safetensors: install safetensors'):
         load_checkpoint_file(path)
-
-
-class Handler(SimpleHTTPRequestHandler):
-    requests: list[str] = []
-
-    def log_message(self, _, *args):
-        self.requests.append(args[0])
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """Serve ``tmp_path / 'www'``; keep downloads in ``tmp_path / 'hub'``."""
-    (tmp_path / 'www').mkdir()
-    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
-    handler = partial(Handler, directory=str(tmp_path / 'www'))
-    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{httpd.server_port}'
-        httpd.shutdown()
-
-
-def test_http(tmp_path, server, monkeypatch):
-    torch.save({'x': torch.ones(2)}, tmp_path / 'www' / 'good.pth')
-    Handler.requests.clear()
-    for _ in range(2):
-        loaded = CheckpointLoader.load_checkpoint(f'{server}/good.pth?download=true')
-        assert loaded['x'].tolist() == [1, 1]
-    assert len(Handler.requests) == 1
-    assert (tmp_path / 'hub' / 'checkpoints' / 'good.pth').is_file()
-
-    torch.save(Payload(tmp_path / 'it_ran'), tmp_path / 'www' / 'bad.pth')
-    monkeypatch.setattr(
-        safe_loader,
-        'get_torchvision_models',
-        lambda: {'bad': f'{server}/bad.pth', 'good': f'{server}/good.pth'},
-    )
-    for name in (f'{server}/bad.pth', 'torchvision://bad'):
-        with pytest.raises(pickle.UnpicklingError, match=r'bad.pth: not loaded'):
-            CheckpointLoader.load_checkpoint(name)
-    assert CheckpointLoader.load_checkpoint('torchvision://good').keys() == {'x'}
-    assert not (tmp_path / 'it_ran').exists()
-
-
-def test_named_models(tmp_path, monkeypatch):
-    torch.save({'backbone.x': torch.ones(2), 'head': torch.ones(1)}, tmp_path / 'a.pth')
-    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
-    monkeypatch.setattr(safe_loader, 'get_external_models', lambda: {'a': 'a.pth'})
-    monkeypatch.setattr(safe_loader, 'get_deprecated_model_names', lambda: {'old': 'a'})
-    for name in ('openmmlab://a', 'open-mmlab://old'):
-        assert len(CheckpointLoader.load_checkpoint(name)) == 2
-    monkeypatch.setattr(safe_loader, 'load_from_http', safe_loader.load_from_local)
-    monkeypatch.setattr(
-        safe_loader, 'get_mmcls_models', lambda: {'a': str(tmp_path / 'a.pth')}
-    )
-    loaded = CheckpointLoader.load_checkpoint('mmcls://a')
-    assert loaded['state_dict'].keys() == {'x'}
-
-
-def test_petrel(tmp_path, monkeypatch):
-    torch.save({'x': torch.ones(2)}, tmp_path / 'a.pth')
-
-    class Store:
-        def get(self, name):
-            assert name == 's3://bucket/a.pth'
-            return (tmp_path / 'a.pth').read_bytes()
-
-    monkeypatch.setattr(safe_loader, 'get_file_backend', lambda *_, **__: Store())
-    loaded = CheckpointLoader.load_checkpoint('s3://bucket/a.pth')
-    assert loaded['x'].tolist() == [1, 1]

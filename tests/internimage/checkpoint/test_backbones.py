@@ -12,9 +12,11 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
-from internimage import InternImage, checkpoint
+from internimage import InternImage
 from internimage.checkpoint import (
     backbone_state_dict,
+    backbones,
+    conversion,
     convert_loaded,
     convert_published,
 )
@@ -178,9 +180,10 @@ def test_several_backbones():
 @pytest.fixture
 def messages(monkeypatch):
     logged = []
-    monkeypatch.setattr(
-        checkpoint, 'print_log', lambda message, **_: logged.append(message)
-    )
+    for module in (backbones, conversion):
+        monkeypatch.setattr(
+            module, 'print_log', lambda message, **_: logged.append(message)
+        )
     return logged
 
 

@@ -6,7 +6,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from internimage import InternImage, LayerDecayOptimWrapperConstructor, layer_decay
+from internimage import InternImage, LayerDecayOptimWrapperConstructor
+from internimage.engine import layer_decay
 
 ARCH = {
     'channels': 4,

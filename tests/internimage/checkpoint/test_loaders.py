@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+import torch
+from mmengine.runner import CheckpointLoader
+
+import internimage  # noqa: F401  (registers the loaders)
+from internimage.checkpoint import loaders
+
+
+def test_every_scheme_is_safe():
+    for prefix, loader in CheckpointLoader._schemes.items():
+        assert loader.__module__ == safe_loader.__name__, prefix
+
+
+def test_named_models(tmp_path, monkeypatch):
+    torch.save({'backbone.x': torch.ones(2), 'head': torch.ones(1)}, tmp_path / 'a.pth')
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    monkeypatch.setattr(loaders, 'get_external_models', lambda: {'a': 'a.pth'})
+    monkeypatch.setattr(loaders, 'get_deprecated_model_names', lambda: {'old': 'a'})
+    for name in ('openmmlab://a', 'open-mmlab://old'):
+        assert len(CheckpointLoader.load_checkpoint(name)) == 2
+    monkeypatch.setattr(loaders, 'load_from_http', loaders.load_from_local)
+    monkeypatch.setattr(
+        loaders, 'get_mmcls_models', lambda: {'a': str(tmp_path / 'a.pth')}
+    )
+    loaded = CheckpointLoader.load_checkpoint('mmcls://a')
+    assert loaded['state_dict'].keys() == {'x'}
+
+
+def test_petrel(tmp_path, monkeypatch):
+    torch.save({'x': torch.ones(2)}, tmp_path / 'a.pth')
+
+    class Store:
+        def get(self, name):
+            assert name == 's3://bucket/a.pth'
+            return (tmp_path / 'a.pth').read_bytes()
+
+    monkeypatch.setattr(loaders, 'get_file_backend', lambda *_, **__: Store())
+    loaded = CheckpointLoader.load_checkpoint('s3://bucket/a.pth')
+    assert loaded['x'].tolist() == [1, 1]
