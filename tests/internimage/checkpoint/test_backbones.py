@@ -345,7 +345,7 @@ def test_loading_leaves_other_files_alone(content, messages):
 
 def test_published_detector_goes_into_the_inferencer(tmp_path):
     inferencers = pytest.importorskip('mmdet.apis')
-    configs = Path(__file__).parents[2] / 'configs' / 'detection'
+    configs = Path(__file__).parents[3] / 'configs' / 'detection'
     config = Config.fromfile(configs / 'mask-rcnn_internimage-t_fpn_1x_coco.py')
     config.merge_from_dict(
         {

@@ -8,7 +8,7 @@ from internimage.checkpoint import loaders
 
 def test_every_scheme_is_safe():
     for prefix, loader in CheckpointLoader._schemes.items():
-        assert loader.__module__ == safe_loader.__name__, prefix
+        assert loader.__module__ == loaders.__name__, prefix
 
 
 def test_named_models(tmp_path, monkeypatch):
