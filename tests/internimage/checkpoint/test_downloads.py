@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -242,6 +243,24 @@ def test_files_under_plain_names(server, tmp_path, messages):
     said = ''.join(messages)
     assert f'{folder / "x.pth"} is not taken for it' in said
     assert f'if it is this one, move it to {cached_path(url)}' in said
+
+
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_progress(monkeypatch, messages, is_terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(downloads.sys, 'stderr', stream)
+    show = downloads._Progress('x.pth')
+    show(1, 2)
+    assert not stream.getvalue()
+    show.shown_at -= 60
+    show(3_000_000, 20_000_000)
+    text = 'x.pth: 3.0 of 20 MB'
+    shown = stream.getvalue() if is_terminal else ''.join(messages)
+    assert text in shown
+    assert ('\r' in shown) == is_terminal
+    show.end()
+    assert '\n' not in stream.getvalue()
 
 
 class Payload:

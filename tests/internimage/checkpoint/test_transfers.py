@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
 import socket
+import ssl
 
 import pytest
 import torch
@@ -130,3 +131,25 @@ def test_never_from_tls_to_none():
         transfers._Redirects().redirect_request(
             request, io.BytesIO(), 302, 'Found', {}, 'http://h/x.pth'
         )
+
+
+def test_certificate(server, monkeypatch):
+    reason = ssl.SSLCertVerificationError(1, 'no')
+    reason.verify_message = 'self-signed certificate'
+
+    def refuse(*_):
+        raise transfers.URLError(reason)
+
+    monkeypatch.setattr(transfers, '_first_answer', refuse)
+    fails('https://h/x.pth', 'not trusted (self-signed certificate)', 'SSL_CERT_FILE')
+
+
+def test_proxy(server, monkeypatch):
+    url = 'http://elsewhere.test/x.pth'
+    monkeypatch.setenv('http_proxy', server.url)
+    server.answers[url] = status(407)
+    fails(url, '407 Proxy Authentication Required: set the variable https_proxy to')
+    server.answers[url] = whole(WEIGHTS)
+    assert download(url).read_bytes() == WEIGHTS
+    monkeypatch.setenv('https_proxy', server.url)
+    fails('https://h/x.pth', 'cannot be reached (Tunnel connection failed: 501')
