@@ -9,7 +9,7 @@ RUN := .venv/bin
 CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build check format test test-gpu bench demo clean
+.PHONY: help setup build check format test test-gpu test-install bench demo clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
@@ -41,6 +41,9 @@ test: setup ## Run all tests, JOBS=2 at a time; ARGS='-k dcnv3' chooses some
 
 test-gpu: setup ## Run the tests that need a CUDA device; without one they fail
 	@REQUIRE_CUDA=1 $(RUN)/python -m pytest -m gpu $(ARGS)
+
+test-install: setup ## Install the wheel with all extras into a fresh environment, run the README and mim there
+	@$(RUN)/python -m tests.install.fresh
 
 bench: setup ## Compare the CPU with its targets, in 5 minutes; PUBLISHED=<their ops_dcnv3> adds the published code
 	@$(RUN)/python tools/benchmarks/targets.py --run \

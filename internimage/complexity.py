@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from mmcv.cnn import get_model_complexity_info
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,6 +32,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
+
+from .codebases import require
+
+try:
+    from mmcv.cnn import get_model_complexity_info
+except ModuleNotFoundError:
+    require('internimage.complexity', 'mmcv')
+    raise
 
 aten = torch.ops.aten
 

@@ -6,8 +6,14 @@ necks, and mmpretrain's ``LinearClsHead``. Configs name this module in
 ``custom_imports``. Importing it needs mmpretrain.
 """
 
-from .attention_pool_neck import AttentionPoolNeck
-from .conv_pool_neck import ConvPoolNeck
-from .imagenet1k_head import ImageNet1kHead
+from ..codebases import require
+
+try:
+    from .attention_pool_neck import AttentionPoolNeck
+    from .conv_pool_neck import ConvPoolNeck
+    from .imagenet1k_head import ImageNet1kHead
+except ModuleNotFoundError:
+    require('internimage.classification', 'mmcv', 'mmpretrain', 'torchvision')
+    raise
 
 __all__ = ['AttentionPoolNeck', 'ConvPoolNeck', 'ImageNet1kHead']

@@ -6,7 +6,13 @@ DINO comes from here, on ``InternImage`` and on the composite ``CBInternImage``;
 configs name this module in ``custom_imports``. Importing it needs mmdet.
 """
 
-from .cb_dino import CBDINO, CBChannelMapper, CBDINOHead
-from .dino import InternImageDINO
+from ..codebases import require
+
+try:
+    from .cb_dino import CBDINO, CBChannelMapper, CBDINOHead
+    from .dino import InternImageDINO
+except ModuleNotFoundError:
+    require('internimage.detection', 'mmcv', 'mmdet')
+    raise
 
 __all__ = ['CBDINO', 'CBChannelMapper', 'CBDINOHead', 'InternImageDINO']

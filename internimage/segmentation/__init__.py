@@ -6,6 +6,12 @@ configs of Mask2Former name this module in ``custom_imports``. Importing it need
 building Mask2Former needs mmdet too, which has its layers and losses.
 """
 
-from .mask2former import InternImageMask2FormerHead
+from ..codebases import require
+
+try:
+    from .mask2former import InternImageMask2FormerHead
+except ModuleNotFoundError:
+    require('internimage.segmentation', 'mmcv', 'mmseg')
+    raise
 
 __all__ = ['InternImageMask2FormerHead']

@@ -11,6 +11,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ..codebases import require
+
 
 @MODELS.register_module()
 class InternImageMask2FormerHead(Mask2FormerHead):
@@ -32,6 +34,7 @@ class InternImageMask2FormerHead(Mask2FormerHead):
             a weight for each class, and one for 'no object' (published: 1 and 0.1).
 
     Raises:
+        ModuleNotFoundError: mmdet is not installed.
         ValueError: As many class weights as that are expected, others were given.
 
     Source: OpenGVLab/InternImage@31c962d,
@@ -44,6 +47,7 @@ class InternImageMask2FormerHead(Mask2FormerHead):
     predict_by_feat = BaseDecodeHead.predict_by_feat
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        require('InternImageMask2FormerHead', 'mmdet')  # for its layers and losses
         super().__init__(num_classes=num_classes, **kwargs)
         if len(self.class_weight) != num_classes + 1:
             raise ValueError(

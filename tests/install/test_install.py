@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pip installs is enough; `make test-install` tries all of it in a new place."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.install import readme
+from tests.install.declared import ROOT, DeclaredFinder, closure
+
+OURS = {'internimage', 'ops_dcnv3'}
+
+
+def run_module(name: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', name],
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout.splitlines()
+
+
+def test_extras_bring_what_is_imported():
+    lines = run_module('tests.install.declared')
+    for extra in ('none', 'classification', 'detection', 'segmentation', 'all'):
+        assert f'{extra}: ok' in lines
+    # Without a codebase, one sentence says what to install.
+    pip = 'install with `pip install --no-build-isolation'
+    for sentence in (
+        f'classification needs mmcv and mmpretrain and torchvision: {pip} onedl-mmcv '
+        'onedl-mmpretrain torchvision`',
+        f'complexity needs mmcv: {pip} onedl-mmcv`',
+        f'detection needs mmcv and mmdet: {pip} onedl-mmcv onedl-mmdetection`',
+        f'segmentation needs mmcv and mmseg: {pip} onedl-mmcv onedl-mmsegmentation`',
+    ):
+        assert f'none: internimage.{sentence}' in lines
+
+
+def imported(path: Path) -> set[str]:
+    """Name the packages that a file imports anywhere, but not its neighbours."""
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.append(node.module)
+    packages = {module.split('.')[0] for module in modules}
+    beside = {other.stem for other in path.parent.glob('*')}
+    return packages - beside - set(sys.stdlib_module_names)
+
+
+def test_all_brings_what_any_file_imports():
+    brought = closure('internimage[all]')
+    for folder in ('internimage', 'ops_dcnv3', 'configs', 'projects', 'tools'):
+        for path in (ROOT / folder).rglob('*.py'):
+            if 'benchmarks' in path.parts:
+                continue  # not in the wheel; its peers are the developers'
+            for package in imported(path) - OURS:
+                owners = DeclaredFinder.owners.get(package, set())
+                assert owners & brought, f'{path} imports {package}'
+
+
+def test_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert readme.main(ROOT / 'README.md') == 3
+    assert list((tmp_path / 'outputs').rglob('street.*'))
