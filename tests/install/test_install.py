@@ -3,6 +3,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,43 @@ def test_all_brings_what_any_file_imports():
             for package in imported(path) - OURS:
                 owners = DeclaredFinder.owners.get(package, set())
                 assert owners & brought, f'{path} imports {package}'
+
+
+def test_what_the_package_holds(tmp_path):
+    """Configs and tools lie where mim looks; only kernels need PyTorch to be built."""
+    source = tmp_path / 'source'
+    for name in ('configs', 'internimage', 'ops_dcnv3', 'tools'):
+        ignore = shutil.ignore_patterns('*.so', '__pycache__')
+        shutil.copytree(ROOT / name, source / name, ignore=ignore)
+    for name in ('README.md', 'model-index.yml', 'pyproject.toml', 'setup.py'):
+        shutil.copy(ROOT / name, source)
+    command = ['setup.py', 'build_py', '--build-lib', str(tmp_path / 'built')]
+    program = (
+        f'import runpy, sys; sys.modules["torch"] = None; sys.argv = {command}; '
+        'runpy.run_path("setup.py", run_name="__main__")'
+    )
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', program],
+        cwd=source,
+        check=True,
+        capture_output=True,
+    )
+
+    def files(folder: Path, pattern: str = '*.py') -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob(pattern)}
+
+    built = tmp_path / 'built'
+    assert {path.name for path in built.iterdir()} == {*OURS, '_internimage'}
+    for package in ('internimage', '_internimage'):
+        mim = built / package / '.mim'
+        assert files(mim / 'configs') == files(ROOT / 'configs')
+        assert files(mim / 'configs', '*.yml') == files(ROOT / 'configs', '*.yml')
+        assert {'train.py', 'test.py', 'get_flops.py', '_cli.py'} < files(mim / 'tools')
+        assert 'bootstrap.py' not in files(mim / 'tools')
+        assert (mim / 'model-index.yml').is_file()
+    for package in OURS:
+        modules = files(built / package)
+        assert {n for n in modules if not n.startswith('.mim')} == files(ROOT / package)
 
 
 def test_readme(tmp_path, monkeypatch):
