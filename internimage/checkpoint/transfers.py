@@ -164,7 +164,8 @@ class Transfer:
     def _attempt(self) -> None:
         note, offset = self._read_note(), self._size()
         if offset and offset == note.get('length'):
-            return  # killed between the last byte and the file's final name
+            self.resumed = True  # killed between the last byte and the final name
+            return
         headers = {
             'User-Agent': f'internimage/{__version__}',
             'Accept-Encoding': 'identity',
@@ -191,9 +192,10 @@ class Transfer:
         except HTTPError as error:
             error.close()
             raise self._judge_status(error) from error
-        except (InvalidURL, UnicodeError) as error:
+        except (InvalidURL, ValueError, OverflowError) as error:
             raise TransferError(
-                f'this is no valid URL ({_said(error)}): mend it'
+                'the URL, or one that the server sends us on to, is not valid '
+                f'({_said(error)}): check the address'
             ) from error
         except (OSError, HTTPException) as error:
             reason = error.reason if isinstance(error, URLError) else error
@@ -208,7 +210,7 @@ class Transfer:
                 UNREACHABLE,
             ) from error
         kind = response.headers.get_content_type()
-        encoding = response.headers.get('Content-Encoding', 'identity')
+        encoding = response.headers.get('Content-Encoding') or 'identity'
         problem = ''
         if response.status not in (200, 206):
             problem = f'the server answered {response.status} {_said(response.reason)}'
@@ -355,9 +357,9 @@ def _said(what: object) -> str:
 def _validator(headers: HTTPMessage) -> str | None:
     """Return what tells one state of a file from another, if the server says it."""
     etag = headers.get('ETag', '')
-    if etag.startswith('"'):  # W/"..." only says that the two mean the same
-        return etag
-    return headers.get('Last-Modified')
+    # W/"..." only says that the two mean the same.
+    said = etag if etag.startswith('"') else headers.get('Last-Modified', '')
+    return said if said.isprintable() and said else None
 
 
 class _Redirects(HTTPRedirectHandler):

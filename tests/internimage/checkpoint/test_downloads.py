@@ -74,6 +74,8 @@ BROKEN = {
     '503': (status(503), 'answered 503 Service Unavailable, after 2 tries'),
     'to a file': (status(302, Location='file:///etc/passwd'), 'redirects where we do'),
     'to FTP': (status(302, Location='ftp://127.0.0.1/x.pth'), 'from http to ftp'),
+    'to nowhere': (status(302, Location='http://[/'), 'sends us on to, is not valid'),
+    'to no port': (status(302, Location='http://127.0.0.1:99999/'), 'check the '),
     'circle': (status(302, Location='/x.pth'), 'in a circle'),
 }
 

@@ -56,7 +56,7 @@ def test_changed_file_is_not_spliced(server, case):
 
 def test_no_parts_without_a_state(server):
     """What cannot be told from another state of the file is not gone on with."""
-    for headers in ({}, {'ETag': 'W/"1"'}):
+    for headers in ({}, {'ETag': 'W/"1"'}, {'ETag': '"1\r\n 2"'}):
         server.requests.clear()
         server.answers['/x.pth'] = in_turn(
             cut(WEIGHTS, 3000, **headers), cut(WEIGHTS, 3000, **headers)
@@ -74,6 +74,11 @@ def test_damaged_part_begins_anew(server):
     path = cached_path(url)
     path.with_name(f'{path.name}.part').write_bytes(bytes(2000))
     server.answers[name] = in_parts(WEIGHTS, ETag='"1"')
+    assert download(url).read_bytes() == WEIGHTS
+    # A part of full length, which was not looked at yet, is looked at.
+    path.unlink()
+    path.with_name(f'{path.name}.part').write_bytes(bytes(len(WEIGHTS)))
+    path.with_name(f'{path.name}.part.json').write_text(f'{{"length": {len(WEIGHTS)}}}')
     assert download(url).read_bytes() == WEIGHTS
     # Half a note is none.
     path.unlink()
