@@ -3,11 +3,14 @@
 
 The import needs PyTorch, mmengine and ``ops_dcnv3``. It
 
-* registers ``InternImage``, ``CBInternImage`` and ``LayerDecayOptimWrapperConstructor``
-  in mmengine's root registries, where mmpretrain, mmdet and mmseg look them up, and
+* registers ``InternImage``, ``CBInternImage``, ``LayerDecayOptimWrapperConstructor``
+  and hooks (:mod:`internimage.engine`) in mmengine's root registries, where mmpretrain,
+  mmdet and mmseg look them up,
 * replaces mmengine's checkpoint loaders, for the whole process, with ones that read
   safely (:mod:`internimage.checkpoint.loaders`) and give the weights of a published
-  InternImage the names that our models use (:mod:`internimage.checkpoint`).
+  InternImage the names that our models use (:mod:`internimage.checkpoint`), and
+* replaces mmengine's backend for local files with one whose files are whole or not
+  there (:mod:`internimage.engine.whole_files`).
 
 What needs one of the codebases is imported by name: ``internimage.classification``,
 ``internimage.detection``, ``internimage.segmentation``.
@@ -16,14 +19,24 @@ What needs one of the codebases is imported by name: ``internimage.classificatio
 from .backbone import InternImage
 from .checkpoint import convert_loaded, register_safe_loaders
 from .composite import CBInternImage
-from .engine import LayerDecayOptimWrapperConstructor
+from .engine import (
+    FiniteLossHook,
+    LayerDecayOptimWrapperConstructor,
+    RandomStreamHook,
+    WholeCheckpointHook,
+    register_whole_file_backend,
+)
 from .version import __version__
 
 register_safe_loaders(finish=convert_loaded)
+register_whole_file_backend()
 
 __all__ = [
     'CBInternImage',
+    'FiniteLossHook',
     'InternImage',
     'LayerDecayOptimWrapperConstructor',
+    'RandomStreamHook',
+    'WholeCheckpointHook',
     '__version__',
 ]
