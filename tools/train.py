@@ -1,10 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the model of a config, for any OpenMMLab codebase. ``mim train`` runs this."""
 
+import sys
 from collections.abc import Sequence
 
 from _cli import load_config, make_parser
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from internimage.engine import (
+    NonFiniteError,
+    ResumeError,
+    SaveError,
+    choose_resumable,
+    complete_hooks,
+)
+
+
+def set_resume(config: Config, checkpoint: str) -> None:
+    """Go on from a checkpoint, or with 'auto' from the newest whole one, if any."""
+    if checkpoint == 'auto':
+        # At the first start there is nothing to resume: as without the option, the
+        # weights to start from are loaded.
+        found = choose_resumable(config)
+        if found is None:
+            config.resume = False
+            return
+        checkpoint = found
+    config.resume = True
+    config.load_from = checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,10 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or from the latest in the work folder',
+        help='go on from this checkpoint, or from the newest in the work folder that '
+        'is whole',
     )
     args = parser.parse_args(argv)
     config = load_config(args)
+    complete_hooks(config)
 
     if args.amp:
         config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
@@ -35,17 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if 'base_batch_size' not in config.get('auto_scale_lr', {}):
             parser.error('--auto-scale-lr: no auto_scale_lr.base_batch_size in config')
         config.auto_scale_lr.enable = True
-    if args.resume == 'auto':
-        # At the first start there is nothing to resume: as without the option, the
-        # weights to start from are loaded.
-        config.resume = find_latest_checkpoint(config.work_dir) is not None
-        if config.resume:
-            config.load_from = None
-    elif args.resume:
-        config.resume = True
-        config.load_from = args.resume
 
-    Runner.from_cfg(config).train()
+    try:
+        if args.resume:
+            set_resume(config, args.resume)
+        Runner.from_cfg(config).train()
+    except (NonFiniteError, ResumeError, SaveError) as error:
+        sys.exit(f'train: {error}')
 
 
 if __name__ == '__main__':

@@ -255,7 +255,7 @@ def modern_recipe(settings: dict) -> dict:
         'custom_hooks': [average] if train['EMA']['ENABLE'] else [],
         'default_hooks': {
             'checkpoint': {
-                'type': 'CheckpointHook',
+                'type': 'WholeCheckpointHook',
                 'interval': settings['SAVE_FREQ'],
                 'max_keep_ckpts': 1,
                 'save_best': 'accuracy/top1' if has_val else None,

@@ -289,7 +289,7 @@ def modern_recipe(recipe: dict) -> dict:
         'test_evaluator': metrics,
         'default_hooks': {
             'checkpoint': {
-                'type': 'CheckpointHook',
+                'type': 'WholeCheckpointHook',
                 'save_best': evaluation['save_best'],
                 **checkpoint,
             }

@@ -299,7 +299,7 @@ def modern_recipe(recipe: dict) -> dict:
         'test_evaluator': metrics,
         'default_hooks': {
             'checkpoint': {
-                'type': 'CheckpointHook',
+                'type': 'WholeCheckpointHook',
                 'save_best': evaluation['save_best'],
                 **recipe['checkpoint_config'],
             }

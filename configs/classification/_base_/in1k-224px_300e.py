@@ -56,6 +56,12 @@ auto_scale_lr = dict(base_batch_size=4096)
 custom_hooks = [
     dict(type='EMAHook', momentum=1e-4, update_buffers=True, priority='ABOVE_NORMAL')
 ]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=1, save_best='accuracy/top1'))
+default_hooks = dict(
+    checkpoint=dict(
+        type='WholeCheckpointHook', max_keep_ckpts=1, save_best='accuracy/top1'
+    ),
+    random_streams=dict(type='RandomStreamHook'),
+    finite_loss=dict(type='FiniteLossHook'),
+)
 env_cfg = dict(cudnn_benchmark=True)
 randomness = dict(seed=0, diff_rank_seed=True)

@@ -17,5 +17,11 @@ val_evaluator = dict(classwise=True)
 test_evaluator = dict(classwise=True)
 
 # 'auto' would take the first metric, which with classwise is the AP of one class.
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='coco/bbox_mAP'))
+default_hooks = dict(
+    checkpoint=dict(
+        type='WholeCheckpointHook', max_keep_ckpts=3, save_best='coco/bbox_mAP'
+    ),
+    random_streams=dict(type='RandomStreamHook'),
+    finite_loss=dict(type='FiniteLossHook'),
+)
 custom_hooks = [dict(type='NumClassCheckHook')]

@@ -51,4 +51,10 @@ param_scheduler = [
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 # 'auto' would take the first metric, the pixel accuracy.
-default_hooks = dict(checkpoint=dict(interval=1000, max_keep_ckpts=1, save_best='mIoU'))
+default_hooks = dict(
+    checkpoint=dict(
+        type='WholeCheckpointHook', interval=1000, max_keep_ckpts=1, save_best='mIoU'
+    ),
+    random_streams=dict(type='RandomStreamHook'),
+    finite_loss=dict(type='FiniteLossHook'),
+)

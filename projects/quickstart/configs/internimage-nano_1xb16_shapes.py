@@ -95,7 +95,11 @@ auto_scale_lr = dict(base_batch_size=16)
 # runtime
 default_hooks = dict(
     logger=dict(interval=20),
-    checkpoint=dict(by_epoch=False, interval=-1, save_optimizer=False),
+    checkpoint=dict(
+        type='WholeCheckpointHook', by_epoch=False, interval=-1, save_optimizer=False
+    ),
+    random_streams=dict(type='RandomStreamHook'),
+    finite_loss=dict(type='FiniteLossHook'),
 )
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

@@ -100,6 +100,9 @@ param_scheduler = [
 
 # runtime
 default_hooks = dict(
-    logger=dict(interval=20), checkpoint=dict(interval=-1, save_optimizer=False)
+    logger=dict(interval=20),
+    checkpoint=dict(type='WholeCheckpointHook', interval=-1, save_optimizer=False),
+    random_streams=dict(type='RandomStreamHook'),
+    finite_loss=dict(type='FiniteLossHook'),
 )
 randomness = dict(seed=0)
