@@ -20,13 +20,19 @@ def complete_hooks(config: Config) -> None:
         config: Of a training; changed in place.
     """
     hooks = config.setdefault('default_hooks', ConfigDict())
-    checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-    if checkpoint and checkpoint['type'] in ('CheckpointHook', CheckpointHook):
-        checkpoint['type'] = 'WholeCheckpointHook'
-    for name, hook in _OURS.items():
-        # The runner knows None for its own hooks only.
-        if hooks.setdefault(name, dict(type=hook)) is None:
+    # What the command line changes of a hook may be all that the config says of it.
+    checkpoint = hooks.setdefault('checkpoint', ConfigDict())
+    if checkpoint is not None:
+        if 'type' not in checkpoint:
+            checkpoint.setdefault('interval', 1)  # the runner's default
+        if checkpoint.get('type') in (None, 'CheckpointHook', CheckpointHook):
+            checkpoint['type'] = 'WholeCheckpointHook'
+    for name, kind in _OURS.items():
+        hook = hooks.setdefault(name, ConfigDict())
+        if hook is None:  # the runner knows that for its own hooks only
             del hooks[name]
+        else:
+            hook.setdefault('type', kind)
     # For who reads the config that the runner writes into its folder.
     imports = config.setdefault('custom_imports', ConfigDict(imports=[]))
     names = imports['imports']

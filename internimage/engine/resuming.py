@@ -105,7 +105,7 @@ def find_resumable(work_dir: str, more_folders: Iterable[str] = ()) -> str | Non
     if pointed is not None and Path(pointed).name != found.path.name:
         _say(f'last_checkpoint names {pointed}, but {found.path} is newer or whole')
     if not found.has_optimizer:
-        _say(f'{found.path}: has no optimizer: its state starts anew')
+        _say(f'{found.path}: has no optimizer: it starts anew')
     return str(found.path)
 
 

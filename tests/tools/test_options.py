@@ -11,6 +11,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests.internimage.engine.test_resuming import write_checkpoint
+
 TOOLS = Path(__file__).parents[2] / 'tools'
 
 CONFIG = """
@@ -97,25 +99,71 @@ def test_auto_scale_lr(run: Run, capsys: pytest.CaptureFixture):
     ('arguments', 'resume', 'load_from'),
     [
         ([], None, 'start.pth'),
-        (['--resume'], True, None),
+        (['--resume'], True, 'work/epoch_3.pth'),
         (['--resume', 'a.pth'], True, 'a.pth'),
     ],
 )
 def test_resume(
     run: Run,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
     resume: bool | None,
     load_from: str | None,
 ):
-    folder = tmp_path / 'work'
-    folder.mkdir()
-    (folder / 'last_checkpoint').write_text('work/epoch_3.pth')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'work').mkdir()
+    write_checkpoint(tmp_path / 'work' / 'epoch_3.pth', 3)
+    (tmp_path / 'work' / 'last_checkpoint').write_text('work/epoch_3.pth')
     config = run(
-        'train', *arguments, '--work-dir', str(folder), extra="load_from = 'start.pth'"
+        'train', *arguments, '--work-dir', 'work', extra="load_from = 'start.pth'"
     )
     assert config.get('resume') is resume
     assert config.get('load_from') == load_from
+
+
+def test_resume_looks_where_the_hook_saves(run: Run, tmp_path: Path):
+    (tmp_path / 'out' / 'work').mkdir(parents=True)
+    write_checkpoint(tmp_path / 'out' / 'work' / 'epoch_3.pth', 3)
+    out_dir = f'default_hooks.checkpoint.out_dir={tmp_path / "out"}'
+    options = ['--work-dir', str(tmp_path / 'work'), '--cfg-options', out_dir]
+    config = run('train', '--resume', *options)
+    assert config.load_from == str(tmp_path / 'out' / 'work' / 'epoch_3.pth')
+
+
+def test_resume_stops_where_nothing_loads(run: Run, tmp_path: Path):
+    (tmp_path / 'epoch_3.pth').write_bytes(b'damaged')
+    with pytest.raises(SystemExit) as stopped:
+        run('train', '--resume', '--work-dir', str(tmp_path))
+    assert f'train: {tmp_path}: no checkpoint here can be resumed' in stopped.value.code
+
+
+def test_any_config_gets_our_hooks(run: Run):
+    ours = {
+        'random_streams': {'type': 'RandomStreamHook'},
+        'finite_loss': {'type': 'FiniteLossHook'},
+    }
+    config = run('train')
+    hooks = config.default_hooks
+    whole = {'type': 'WholeCheckpointHook', 'interval': 1}
+    assert hooks == {'visualization': {'type': 'Hook'}, 'checkpoint': whole, **ours}
+    assert 'internimage' in config.custom_imports.imports
+    extra = (
+        "default_hooks['checkpoint'] = dict(type='CheckpointHook', max_keep_ckpts=2)\n"
+        "default_hooks['random_streams'] = None\n"
+        "custom_imports = dict(imports='internimage.architecture')"
+    )
+    options = ['default_hooks.finite_loss.max_skips=3']
+    config = run('train', '--cfg-options', *options, extra=extra)
+    hooks = config.default_hooks
+    assert hooks.checkpoint == {'type': 'WholeCheckpointHook', 'max_keep_ckpts': 2}
+    assert hooks.finite_loss == {'type': 'FiniteLossHook', 'max_skips': 3}
+    assert 'random_streams' not in hooks
+    assert config.custom_imports.imports == 'internimage.architecture'
+    extra = "default_hooks['checkpoint'] = dict(type='Mine')"
+    assert run('train', extra=extra).default_hooks.checkpoint.type == 'Mine'
+    extra = "default_hooks['checkpoint'] = None"
+    assert run('train', extra=extra).default_hooks.checkpoint is None
 
 
 def test_resume_without_a_checkpoint_starts_as_without_the_option(
