@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the generators of data sets share: a marker of what is complete, and a program.
 
-And the error of a folder of one's own that is not as expected.
+And the error of a folder of one's own that is not as expected, in its files or in what
+they say.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from internimage.data import DataError
+
 logger = logging.getLogger(__name__)
 
 
-class FolderError(ValueError):
-    """A folder of data that is not in the expected form, or not wholly."""
+FolderError = DataError
 
 
 def write_once(
@@ -64,6 +66,21 @@ def write_once(
     draw()
     marker.write_text(json.dumps(parameters) + '\n')
     return True
+
+
+def write_config(path: Path, template: str, **values: Any) -> None:
+    """Fill in a config and write it so that it can be read back.
+
+    Its text is UTF-8 in any locale. A path that the locale cannot decode has surrogates
+    in place of its bytes: as escapes they mean the same path.
+
+    Args:
+        path: Where to write it; the template may name it in its docstring.
+        template: The text, for ``str.format``.
+        **values: What to fill in.
+    """
+    text = template.format(path=path, **values)
+    path.write_bytes(text.encode(errors='backslashreplace'))
 
 
 def generate_from_command_line(

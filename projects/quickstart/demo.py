@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import sys
 import time
 import traceback
@@ -20,17 +21,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import classification
-import data_set
-import detection
-import scenes
-import segmentation
-import shape_crops
-import shape_masks
-import torch
-from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+INTERRUPTED = 130  # what a shell makes of Ctrl-C: 128 plus the number of the signal
+
+try:  # the libraries take seconds to come
+    import classification
+    import data_set
+    import detection
+    import scenes
+    import segmentation
+    import shape_crops
+    import shape_masks
+    import torch
+    from mmengine.config import Config
+    from mmengine.hooks import Hook
+    from mmengine.runner import Runner
+
+    from internimage.data import check_datasets
+except KeyboardInterrupt:
+    print('stopped before it began', file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 FOLDER_ITERS = 150  # with --data; enough to see the loss fall, not to be accurate
 
@@ -69,9 +78,11 @@ class Progress(Hook):
 
 
 def set_iterations(config: Config, iters: int) -> None:
-    """Change how long a config trains."""
+    """Change how long a config trains; the rate has to rise and fall within it."""
     config.train_cfg.max_iters = iters
-    config.param_scheduler[1].T_max = iters
+    warm_up, falling = config.param_scheduler
+    warm_up.end = max(2, min(warm_up.end, iters // 4))
+    falling.T_max = iters
 
 
 def train_and_test(config: Config, hooks: Sequence[Hook], say: Say) -> dict[str, float]:
@@ -154,7 +165,8 @@ def run(args: argparse.Namespace, say: Say) -> None:
     """Run all steps.
 
     Raises:
-        data_set.FolderError: The folder named by ``--data`` is not as expected.
+        data_set.FolderError: The folder named by ``--data`` is not as expected, or what
+            is in it.
     """
     work_dir: Path = args.work_dir
     task = TASKS[args.task]
@@ -168,6 +180,8 @@ def run(args: argparse.Namespace, say: Say) -> None:
         )
 
     config = Config.fromfile(config_path)
+    # Generated data are as they should be.
+    reports = check_datasets(config) if args.data else []
     iters = args.iters or config.max_iters
     set_iterations(config, iters)
     # Not work_dir itself: mmengine writes a full copy of the config of this name there.
@@ -180,6 +194,8 @@ def run(args: argparse.Namespace, say: Say) -> None:
         say(f'data  {args.data}, with the config {config_path}')
         if note:
             say(f'      {note}')
+        for report in reports:
+            say(str(report))
     else:
         root = Path(config.data_root)
         is_new = task.generate(root, seed=args.seed)
@@ -284,12 +300,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. What the libraries print goes to a file."""
     args = parse_args(argv)
     start = time.monotonic()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show the name of a folder shows its escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
     say = functools.partial(print, file=sys.stdout, flush=True)
     complain = functools.partial(print, file=sys.stderr, flush=True)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     log_path = args.work_dir / 'demo.log'
     with (
-        log_path.open('w') as log,
+        log_path.open('w', encoding='utf-8', errors='backslashreplace') as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
@@ -298,6 +318,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except data_set.FolderError as error:
             complain(f'error: {error}')
             return 2
+        except KeyboardInterrupt:
+            complain(f'\nstopped: nothing was finished; the log is {log_path}')
+            return INTERRUPTED
         except Exception as error:
             traceback.print_exc()
             complain(f'error: {type(error).__name__}: {error}\nThe log is {log_path}.')

@@ -9,8 +9,10 @@ from pathlib import Path
 import cv2
 import picture_grid
 import scenes
-from data_set import FolderError
+from data_set import FolderError, write_config
 from mmengine.config import Config
+
+from internimage.data.coco import read_checked
 
 CONFIG_FOLDER = Path(__file__).parent / 'configs'
 CONFIGS = {
@@ -53,9 +55,9 @@ that is worth something, raise max_iters.
 Train: mim train internimage {path}
 """
 
-_base_ = {base!r}
+_base_ = {base!a}
 
-data_root = {root!r}
+data_root = {root!a}
 # In the order of the annotation file.
 metainfo = dict(classes={classes!r}, palette=None)
 max_iters = {iters}
@@ -75,6 +77,7 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = max(2, min(40, max_iters // 4))  # the rate rises until then
 param_scheduler[1].T_max = max_iters
 '''
 
@@ -100,7 +103,7 @@ def read_classes(root: Path, with_masks: bool) -> tuple[str, ...]:
                 f'{root}: expected annotations/instances_{split}.json and {split}/, '
                 f'found {found}; rename or link yours'
             )
-        data = json.loads(path.read_text())
+        data = read_checked(path, needs_crowd=split == 'val')
         names[split] = [category['name'] for category in data['categories']]
         missing = [
             image['file_name']
@@ -128,15 +131,14 @@ def read_classes(root: Path, with_masks: bool) -> tuple[str, ...]:
 
 def write_folder_config(model: str, path: Path, root: Path, iters: int) -> None:
     """Write the config that trains on a COCO-format folder, for the user to keep."""
-    path.write_text(
-        FOLDER_CONFIG.format(
-            path=path,
-            base=str(CONFIGS[model].resolve()),
-            root=f'{root.resolve()}/',
-            classes=read_classes(root, with_masks='mask' in model),
-            iters=iters,
-            num_classes=NUM_CLASSES[model],
-        )
+    write_config(
+        path,
+        FOLDER_CONFIG,
+        base=str(CONFIGS[model].resolve()),
+        root=f'{root.resolve()}/',
+        classes=read_classes(root, with_masks='mask' in model),
+        iters=iters,
+        num_classes=NUM_CLASSES[model],
     )
 
 

@@ -19,8 +19,11 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
+from internimage.data import pictures
+
 CONFIG = Path(__file__).parent / 'configs' / 'upernet_internimage-nano_shapes.py'
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')  # what the documents name
+ALL_SUFFIXES = pictures.IMAGE_SUFFIXES
 MASK_SUFFIX = '.png'
 MAX_CLASSES = 255  # the indices below the ignored one
 OPACITY = 0.6  # of the classes over the image
@@ -29,12 +32,11 @@ FOLDER_CONFIG = '''"""A small InternImage UperNet. For a good one, raise max_ite
 
 Train: mim train internimage {path}
 """
-_base_ = {base!r}
-data_root = {root!r}
+_base_ = {base!a}
+data_root = {root!a}
 metainfo = dict(classes={classes!r}, palette=[])
 max_iters = {iters}
-loss = dict(class_weight=None)
-heads = dict(num_classes=len(metainfo['classes']), loss_decode=loss)
+heads = dict(num_classes=len(metainfo['classes']), loss_decode=dict(class_weight=None))
 model = dict(decode_head=heads, auxiliary_head=heads)
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[2].scale = test_pipeline[1].scale = (512, 320)
@@ -44,6 +46,7 @@ train_dataloader = dict(batch_size=4, dataset=dict(**dataset, pipeline=train_pip
 val_dataloader = test_dataloader = dict(dataset=dict(**dataset, pipeline=test_pipeline))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = _base_.param_scheduler
+param_scheduler[0].end = max(2, min(40, max_iters // 4))
 param_scheduler[1].T_max = max_iters
 '''
 
@@ -133,7 +136,11 @@ def find_pairs(root: Path) -> tuple[str, list[tuple[Path, Path]]]:
                     'rename or link yours'
                 )
         files = sorted(path for path in folders['images'].rglob('*') if path.is_file())
-        images = [path for path in files if path.suffix in IMAGE_SUFFIXES]
+        images = [
+            path
+            for path in files
+            if path.suffix.lower() in ALL_SUFFIXES and path.name[0] != '.'
+        ]
         if not images:
             raise data_set.FolderError(
                 f'{folders["images"]}: expected images ({", ".join(IMAGE_SUFFIXES)}), '
@@ -162,10 +169,17 @@ def read_indices(image: Path, mask: Path) -> set[int]:
     Raises:
         FolderError: It is not of the size of its image, or does not hold indices.
     """
-    with Image.open(image) as opened:
-        width, height = opened.size
-    with Image.open(mask) as opened:
-        pixels = np.asarray(opened)  # where there is a palette, its indices: as mmseg
+    try:
+        # mmseg turns an image as its EXIF tag says; a mask it leaves as it is.
+        height, width = pictures.displayed_size(*pictures.read_header(image))
+        with Image.open(mask) as opened:
+            # Where there is a palette, its indices: as mmseg.
+            pixels = np.asarray(opened).astype(int)
+    except OSError as error:
+        raise data_set.FolderError(
+            f'{mask}: expected a mask that can be opened, and its image {image} too, '
+            f'got {error}'
+        ) from error
     if pixels.ndim != 2:
         raise data_set.FolderError(
             f'{mask}: expected one channel, the index of a class in each pixel, got '
@@ -174,7 +188,7 @@ def read_indices(image: Path, mask: Path) -> set[int]:
     if pixels.shape != (height, width):
         raise data_set.FolderError(
             f'{mask}: expected {(height, width)} (h, w), the size of {image}, got '
-            f'{pixels.shape}'
+            f'{pixels.shape}' + pictures.note_on_orientation(image)
         )
     return set(np.unique(pixels).tolist())
 
@@ -246,15 +260,14 @@ def write_folder_config(
         How the classes are called where no names are given.
     """
     names, suffix = read_classes(root, classes)
-    path.write_text(
-        FOLDER_CONFIG.format(
-            path=path,
-            base=str(CONFIG.resolve()),
-            root=f'{root.resolve()}/',
-            classes=names,
-            suffix=suffix,
-            iters=iters,
-        )
+    data_set.write_config(
+        path,
+        FOLDER_CONFIG,
+        base=str(CONFIG.resolve()),
+        root=f'{root.resolve()}/',
+        classes=names,
+        suffix=suffix,
+        iters=iters,
     )
     if classes:
         return None
