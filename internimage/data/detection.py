@@ -193,7 +193,7 @@ class _Look:
         for annotation in kept:
             place = f'annotation {annotation["id"]} ({file})'
             self._count(self.given, annotation)
-            if self.use.masks and not coco.check_mask(
+            if self.use.masks and coco.check_mask(
                 annotation.get('segmentation'), (height, width), self.report, place
             ):
                 self._slip(NO_MASK, place)
@@ -266,7 +266,8 @@ class _Look:
                 continue
             alike = listing.alike(path)
             self.report.fault(FILE, f'no {path}' + (f', but {alike}' if alike else ''))
-        load = self.use.load_annotations
+        # Damaged masks would end the process, not only fail to load.
+        load = None if self.report.faults else self.use.load_annotations
         for record in sample(there, self.settings.max_opened):
             self._open(record)
             if load is not None:
