@@ -11,9 +11,12 @@ segmentation`` a UperNet on the same scenes, or on any folder of images and mask
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import functools
 import io
+import locale
+import os
 import sys
 import time
 import traceback
@@ -22,6 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INTERRUPTED = 130  # what a shell makes of Ctrl-C: 128 plus the number of the signal
+
+if (
+    __name__ == '__main__'
+    and not sys.flags.utf8_mode
+    and codecs.lookup(locale.getpreferredencoding(False)).name != 'utf-8'
+):
+    # The libraries open files in the encoding of the locale, and fail on a name or a
+    # class that it does not have. Start again with UTF-8.
+    os.execv(sys.executable, [sys.executable, '-X', 'utf8', *sys.orig_argv[1:]])
 
 try:  # the libraries take seconds to come
     import classification
@@ -319,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(f'error: {error}')
             return 2
         except KeyboardInterrupt:
-            complain(f'\nstopped: nothing was finished; the log is {log_path}')
+            complain(f'stopped by Ctrl-C; the log is {log_path}')
             return INTERRUPTED
         except Exception as error:
             traceback.print_exc()

@@ -246,6 +246,15 @@ def mix_suffixes(root):
     path.rename(path.with_suffix('.png'))
 
 
+def shout_suffix(root):
+    path = root / 'images' / 'val' / '000001.jpg'
+    path.rename(path.with_suffix('.JPG'))
+
+
+def write_text(root):
+    mask_paths(root)[0].write_text('<html>')
+
+
 def crop_mask(root):
     path = mask_paths(root)[0]
     write_mask(path, read_mask(path)[1:])
@@ -282,6 +291,8 @@ def empty_masks(root):
         (drop_train_images, r'expected images \(.jpg, .jpeg, .png\), found nothing'),
         (drop_mask, '7 images, 1 are missing, such as .*/masks/train/000003.png'),
         (mix_suffixes, 'expected images of one suffix, got .jpg, .png'),
+        (shout_suffix, 'expected images of one suffix, got .JPG, .jpg'),
+        (write_text, 'expected a mask that can be opened, .* cannot identify'),
         (crop_mask, r'expected \(\d+, \d+\) \(h, w\), the size of .*jpg, got \(\d+,'),
         (paint_mask, 'expected one channel, .* got 3 channels; write the indices'),
         (add_class, '0 to 1, for background crack, and 255 for what is ignored, got 2'),
@@ -302,6 +313,26 @@ def test_demo_names_what_is_wrong_with_a_folder(
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ')
     assert captured.out == ''
+
+
+@pytest.mark.parametrize('orientation', [6, 8])
+def test_a_mask_is_as_a_viewer_shows_the_image(cracks, orientation):
+    """A camera held upright stores the pixels turned, and says so in a tag."""
+    classes = ['background', 'crack']
+    path, mask = cracks / 'images' / 'train' / '000001.jpg', mask_paths(cracks)[0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turns = 90 if orientation == 6 else -90
+    with Image.open(path) as image:
+        image.rotate(turns, expand=True).save(path, exif=exif)
+    shown = cv2.imread(str(path)).shape[:2]
+    assert shown == read_mask(mask).shape
+    segmentation.read_classes(cracks, classes)
+    write_mask(mask, np.rot90(read_mask(mask), turns // 90))
+    with pytest.raises(
+        data_set.FolderError, match='EXIF tag turns it: the mask has to be as a viewer'
+    ):
+        segmentation.read_classes(cracks, classes)
 
 
 def test_one_class_is_too_few(cracks):
