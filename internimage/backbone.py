@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """InternImage: a convolutional backbone with DCNv3 as its core operator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, TypeGuard
 
@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ops_dcnv3 import DCNv3
+from ops_dcnv3.arguments import flag, integer
 from ops_dcnv3.layers import build_norm_layer, is_untouched
 
-from .architecture import Architecture
+from .architecture import (
+    Architecture,
+    as_init_cfgs,
+    drop_path_rates,
+    level_indices,
+    refuse_pretrained,
+)
 from .checkpoint import load_pretrained
 from .layers import Downsample, DropPath, Mlp, Stem
 
@@ -156,11 +163,12 @@ class Level(nn.Module):
         if index < len(arch.depths) - 1:
             self.downsample = Downsample(channels, arch.norm_layer)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, is_last: bool = False) -> tuple[Tensor, Tensor]:
         """Return the next level's input and this level's features.
 
         Args:
             x: ``(N, H, W, C)``.
+            is_last: No next level runs.
 
         Returns:
             ``(N, ceil(H/2), ceil(W/2), 2C)`` and ``(N, H, W, C)``; twice the latter
@@ -175,7 +183,9 @@ class Level(nn.Module):
                 x = self.post_norms[self.post_norm_ids.index(index)](x)
         if self.norm is not None:
             x = self.norm(x)
-        return (x if self.downsample is None else self.downsample(x)), x
+        if is_last or self.downsample is None:
+            return x, x
+        return self.downsample(x), x
 
 
 @MODELS.register_module()
@@ -189,7 +199,9 @@ class InternImage(BaseModule):
         arch: 'tiny', 'small', 'base', 'large', 'xlarge', 'huge' or 'giant' (also 't',
             's', 'b', 'l', 'xl', 'h', 'g'), or a dict with the names of
             :class:`Architecture`, whose defaults fill what it leaves out.
-        out_indices: Levels to return, counted from 0.
+        out_indices: Levels to return, counted from 0, in rising order. What comes
+            after the last of them is there, so that files of whole backbones load and
+            save as they are, but it is neither run nor trained.
         frozen_stages: -1 trains everything; 0 freezes the stem, k > 0 also the first
             k levels: no gradients, evaluation mode. This is mmdet's convention. The
             published code never freezes the stem.
@@ -205,11 +217,17 @@ class InternImage(BaseModule):
             ``dict(type='Pretrained', checkpoint=...)`` takes a path or URL of any
             published file and raises if that does not fill the backbone:
             see :func:`internimage.checkpoint.load_pretrained`.
+        in_channels: Channels of the image: 3 for colours, 1 for gray, any number for
+            other sensors. Published weights are for 3; ``adapt_in_channels=True`` in
+            ``init_cfg`` makes them fit.
+        pretrained: Always None; ``init_cfg`` says where weights are. mmseg's segmentors
+            set it if their config has ``model.pretrained``, as mmseg's base ones do.
         **overrides: Settings of :class:`Architecture` that replace those of ``arch``.
             The published detection and segmentation models are
             ``layer_scale=1.0`` ones, from 'tiny' to 'xlarge'.
 
     Raises:
+        TypeError: An argument has the wrong type; the message names it.
         ValueError: An argument is unknown or out of range; the message names it.
 
     Source: InternImage, arXiv:2211.05778. Parameter names and order of operations:
@@ -288,39 +306,53 @@ class InternImage(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
         recompute: bool = True,
+        in_channels: int = 3,
+        pretrained: None = None,
         **overrides: Any,
     ) -> None:
+        as_init_cfgs(init_cfg)
+        refuse_pretrained(pretrained)
         super().__init__(init_cfg)
         self.arch = self._resolve_arch(arch, overrides)
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
-        self._check_stages()
+        num_levels = len(self.arch.depths)
+        self.in_channels = integer('in_channels', in_channels)
+        self.out_indices = level_indices('out_indices', out_indices, num_levels)
+        self.frozen_stages = integer(
+            'frozen_stages',
+            frozen_stages,
+            f'-1 (nothing), 0 (the stem) or up to {num_levels} (also that many levels)',
+            lambda stages: -1 <= stages <= num_levels,
+        )
         rates = iter(
-            _drop_path_rates(drop_path_rate, drop_path_type, sum(self.arch.depths))
+            drop_path_rates(drop_path_rate, drop_path_type, sum(self.arch.depths))
         )
         self.patch_embed: nn.Module = Stem(
-            self.arch.channels, self.arch.act_layer, self.arch.norm_layer
+            self.arch.channels,
+            self.arch.act_layer,
+            self.arch.norm_layer,
+            self.in_channels,
         )
         self.levels = nn.ModuleList(
             Level(
                 self.arch,
                 index,
                 [next(rates) for _ in range(depth)],
-                with_cp,
-                recompute,
+                flag('with_cp', with_cp),
+                flag('recompute', recompute),
             )
             for index, depth in enumerate(self.arch.depths)
         )
-        self._freeze_stages()
+        self._freeze()
 
     @classmethod
     def _resolve_arch(
         cls, arch: str | Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> Architecture:
-        if isinstance(arch, str):
-            name = _LONG_NAMES.get(arch, arch)
+        if not isinstance(arch, Mapping):
+            name = _LONG_NAMES.get(arch, arch) if isinstance(arch, str) else None
             if name not in cls.arch_settings:
-                raise ValueError(
+                error = ValueError if isinstance(arch, str) else TypeError
+                raise error(
                     f'arch: expected a dict or one of {list(cls.arch_settings)} '
                     f'(short: {list(_LONG_NAMES)}), got {arch!r}'
                 )
@@ -330,28 +362,21 @@ class InternImage(BaseModule):
         unknown = [key for key in settings if key not in known]
         if unknown:
             raise ValueError(
-                f'InternImage: unknown arguments {unknown}; an architecture has {known}'
+                f'InternImage: unknown arguments {unknown}; an architecture has '
+                f'{known}. dict(_delete_=True, ...) drops those of a base config'
             )
         return Architecture(**settings)
 
-    def _check_stages(self) -> None:
-        num_levels = len(self.arch.depths)
-        if not self.out_indices or not set(self.out_indices) <= set(range(num_levels)):
-            raise ValueError(
-                f'out_indices: expected indices of the {num_levels} levels, '
-                f'got {self.out_indices}'
-            )
-        if self.frozen_stages not in range(-1, num_levels + 1):
-            raise ValueError(
-                f'frozen_stages: expected -1 (nothing), 0 (the stem) or up to '
-                f'{num_levels} (also that many levels), got {self.frozen_stages}'
-            )
+    @property
+    def num_running_levels(self) -> int:
+        """Levels up to the last that is returned."""
+        return max(self.out_indices) + 1
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute the features of the levels in ``out_indices``.
 
         Args:
-            image: ``(N, 3, H, W)``, normalised.
+            image: ``(N, in_channels, H, W)``, normalised.
 
         Returns:
             For level i a ``(N, channels * 2**i, H / 2**(i+2), W / 2**(i+2))`` map,
@@ -366,16 +391,20 @@ class InternImage(BaseModule):
 
         Args:
             x: ``(N, ceil(H/4), ceil(W/4), C)``.
-            residuals: For each level, what to add to its input; channels-last.
+            residuals: For each level that runs, what to add to its input;
+                channels-last.
 
         Returns:
             As :meth:`forward`.
         """
         outputs = []
+        last = self.num_running_levels - 1
         for index, level in enumerate(self.levels):
+            if index > last:
+                break
             if residuals is not None:
                 x = x + residuals[index]
-            x, features = level(x)
+            x, features = level(x, is_last=index == last)
             if index in self.out_indices:
                 # A copy, not a view of channels-last memory: convolutions hand that
                 # layout on, and mmcv's RoIAlign reads its input as if it were NCHW.
@@ -385,15 +414,29 @@ class InternImage(BaseModule):
     def train(self, mode: bool = True) -> 'InternImage':
         """Switch to training or evaluation mode; what is frozen stays in evaluation."""
         super().train(mode)
-        self._freeze_stages()
+        self._freeze()
         return self
 
-    def _freeze_stages(self) -> None:
+    def _freeze(self) -> None:
+        for module in self._unused():
+            # Or distributed training waits for gradients that do not come.
+            module.requires_grad_(False)
         if self.frozen_stages < 0:
             return
         for module in (self.patch_embed, *self.levels[: self.frozen_stages]):
             module.eval()
             module.requires_grad_(False)
+
+    def _unused(self) -> Iterator[nn.Module]:
+        """Yield the parts that no output depends on."""
+        last: Any = self.levels[self.num_running_levels - 1]
+        yield from self.levels[self.num_running_levels :]
+        if last is not self.levels[-1]:
+            yield last.downsample
+        if self.arch.post_norm or self.arch.layer_scale is not None:
+            for name, module in self.named_modules():
+                if name.endswith(('.res_post_norm1', '.res_post_norm2')):
+                    yield module
 
     def init_weights(self) -> None:
         """Load the checkpoint that ``init_cfg`` names, or draw initial values.
@@ -419,8 +462,8 @@ class InternImage(BaseModule):
 
     def _pretrained_cfg(self) -> dict[str, Any] | None:
         """Return the arguments of a Pretrained ``init_cfg``, None for another one."""
-        cfgs = [self.init_cfg] if isinstance(self.init_cfg, dict) else self.init_cfg
-        for cfg in cfgs or ():
+        cfgs = as_init_cfgs(self.init_cfg)
+        for cfg in cfgs:
             if cfg['type'] in ('Pretrained', PretrainedInit):
                 if len(cfgs) > 1:
                     raise ValueError(
@@ -475,14 +518,3 @@ class InternImage(BaseModule):
             next_level = min(level + 1, len(depths) - 1)
             return 1 + sum(depths[:next_level]), num_layers
         return 1 + sum(depths[:level]) + int(parts[3]), num_layers
-
-
-def _drop_path_rates(rate: float, kind: str, num_blocks: int) -> list[float]:
-    """Return the probability to drop a branch, for each block of the backbone."""
-    if not 0 <= rate < 1:
-        raise ValueError(f'drop_path_rate: expected 0 <= rate < 1, got {rate}')
-    if kind == 'uniform':
-        return [rate] * num_blocks
-    if kind == 'linear':
-        return [rate * index / max(num_blocks - 1, 1) for index in range(num_blocks)]
-    raise ValueError(f"drop_path_type: expected 'linear' or 'uniform', got {kind!r}")

@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from .architecture import level_indices
 from .backbone import InternImage
 
 
@@ -24,8 +25,9 @@ class _LeadInternImage(InternImage):
         super().__init__(*args, **kwargs)
         self.patch_embed = nn.Identity()
         for level, channels in enumerate(self.arch.level_channels):
+            is_used = level < self.num_running_levels
             self.register_parameter(
-                f'gamma{level}', nn.Parameter(torch.zeros(channels))
+                f'gamma{level}', nn.Parameter(torch.zeros(channels), is_used)
             )
 
     def scale(self, level: int, assistance: Tensor) -> Tensor:
@@ -48,12 +50,15 @@ class CBInternImage(BaseModule):
     Args:
         arch: As for :class:`InternImage`, for both branches.
         out_indices: Levels to return, of each branch. The first branch always computes
-            all of them. If it returns one level more than the second, it leaves out its
-            first, as published.
+            all of them; of the second, what comes after the last is neither run nor
+            trained. If the first returns one level more than the second, it leaves out
+            its first, as published.
         init_cfg: As for :class:`InternImage`. A pretrained file fills both branches.
+        in_channels: As for :class:`InternImage`.
         **kwargs: The other arguments of :class:`InternImage`, for both branches.
 
     Raises:
+        TypeError: An argument has the wrong type; the message names it.
         ValueError: An argument is unknown or out of range; the message names it.
 
     Source: CBNetV2, arXiv:2107.00420. Parameter names and order of operations:
@@ -67,23 +72,23 @@ class CBInternImage(BaseModule):
         arch: str | dict[str, Any] = 'tiny',
         out_indices: Sequence[Sequence[int]] = ((0, 1, 2, 3), (1, 2, 3)),
         init_cfg: dict | list[dict] | None = None,
+        in_channels: int = 3,
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if len(out_indices) != 2:
-            raise ValueError(
+        error = ValueError if isinstance(out_indices, list | tuple) else TypeError
+        if error is TypeError or len(out_indices) != 2:
+            raise error(
                 'out_indices: expected the levels of each of two branches, '
-                f'got {out_indices}'
+                f'got {out_indices!r}'
             )
-        self.out_indices = tuple(tuple(levels) for levels in out_indices)
-        first, second = (
-            branch(arch, out_indices=levels, init_cfg=init_cfg, **kwargs)
-            for branch, levels in zip(
-                (InternImage, _LeadInternImage), self.out_indices, strict=True
-            )
-        )
-        self.arch = first.arch
-        first.out_indices = tuple(range(len(self.arch.depths)))  # all of them help
+        kwargs.update(init_cfg=init_cfg, in_channels=in_channels)
+        second = _LeadInternImage(arch, out_indices=out_indices[1], **kwargs)
+        self.arch, num_levels = second.arch, len(second.arch.depths)
+        first_levels = level_indices('out_indices', out_indices[0], num_levels)
+        self.out_indices = (first_levels, second.out_indices)
+        # All of the first branch's help.
+        first = InternImage(arch, out_indices=range(num_levels), **kwargs)
         self.cb_modules = nn.ModuleList([first, second])
         widths = self.arch.level_channels
         self.cb_linears = nn.ModuleList(
@@ -93,6 +98,7 @@ class CBInternImage(BaseModule):
             )
             for level, width in enumerate(widths)
         )
+        self.cb_linears[second.num_running_levels :].requires_grad_(False)
 
     def _branches(self) -> tuple[InternImage, _LeadInternImage]:
         first, second = self.cb_modules
@@ -102,7 +108,7 @@ class CBInternImage(BaseModule):
         """Compute the features of both branches.
 
         Args:
-            image: ``(N, 3, H, W)``, normalised.
+            image: ``(N, in_channels, H, W)``, normalised.
 
         Returns:
             For the first and the second branch, what :class:`InternImage` returns.
@@ -112,7 +118,7 @@ class CBInternImage(BaseModule):
         features = first.forward_levels(x)
         assistance = [
             second.scale(level, self._assist(level, features))
-            for level in range(len(features))
+            for level in range(second.num_running_levels)
         ]
         outputs = second.forward_levels(x, assistance)
         levels = self.out_indices[0]

@@ -32,12 +32,15 @@ class Stem(nn.Module):
         channels: Output channels; the first of two convolutions has half as many.
         act_layer: Activation between the convolutions.
         norm_layer: Norm after each convolution: 'LN' or 'BN'.
+        in_channels: Channels of the image.
     """
 
-    def __init__(self, channels: int, act_layer: str, norm_layer: str) -> None:
+    def __init__(
+        self, channels: int, act_layer: str, norm_layer: str, in_channels: int = 3
+    ) -> None:
         super().__init__()
         hidden = channels // 2
-        self.conv1 = nn.Conv2d(3, hidden, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, stride=2, padding=1)
         self.norm1 = build_norm_layer(
             hidden, norm_layer, 'channels_first', 'channels_first'
         )
@@ -48,7 +51,7 @@ class Stem(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map ``(N, 3, H, W)`` to ``(N, ceil(H/4), ceil(W/4), channels)``."""
+        """Map ``(N, in_channels, H, W)`` to ``(N, ceil(H/4), ceil(W/4), channels)``."""
         # In this memory format every change of layout further on is a free view.
         x = image.contiguous(memory_format=torch.channels_last)
         x = self.act(self.norm1(self.conv1(x)))

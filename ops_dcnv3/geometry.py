@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import flag, is_integer, number
+
 #: An int for both directions, or an ``(h, w)`` pair.
 IntOrPair = int | tuple[int, int]
 
@@ -25,15 +27,11 @@ def to_pair(name: str, value: IntOrPair, minimum: int) -> tuple[int, int]:
         ValueError: Smaller than ``minimum``.
     """
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not (_is_int(pair[0]) and _is_int(pair[1])):
+    if len(pair) != 2 or not (is_integer(pair[0]) and is_integer(pair[1])):
         raise TypeError(f'{name}: expected an int or an (h, w) pair, got {value!r}')
     if min(pair) < minimum:
         raise ValueError(f'{name}: expected at least {minimum}, got {value!r}')
-    return pair[0], pair[1]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return int(pair[0]), int(pair[1])
 
 
 class Geometry(NamedTuple):
@@ -90,14 +88,14 @@ def make_geometry(
             kernel that has no centre (an even side) or no other point (1 x 1).
     """
     kernel = to_pair('kernel_size', kernel_size, 1)
-    if not _is_int(groups):
+    if not is_integer(groups):
         raise TypeError(f'groups: expected an int, got {groups!r}')
     if groups < 1:
         raise ValueError(f'groups: expected at least 1, got {groups}')
-    if isinstance(offset_scale, bool) or not isinstance(offset_scale, int | float):
-        raise TypeError(f'offset_scale: expected a float, got {offset_scale!r}')
-    if remove_center not in (True, False):
-        raise TypeError(f'remove_center: expected a bool, got {remove_center!r}')
+    offset_scale = number(
+        'offset_scale', offset_scale, 'a float that is finite', lambda scale: True
+    )
+    remove_center = flag('remove_center', remove_center)
     if remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0 or kernel == (1, 1)):
         raise ValueError(
             'remove_center: expected a kernel_size with odd sides and more than '
@@ -108,9 +106,9 @@ def make_geometry(
         to_pair('stride', stride, 1),
         to_pair('padding', padding, 0),
         to_pair('dilation', dilation, 1),
-        groups,
-        float(offset_scale),
-        bool(remove_center),
+        int(groups),
+        offset_scale,
+        remove_center,
     )
 
 

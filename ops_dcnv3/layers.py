@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import library
+from .arguments import choice
 from .registration import is_traced
 
-_ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
+ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
     'ReLU': lambda: nn.ReLU(inplace=True),
     'SiLU': lambda: nn.SiLU(inplace=True),
 }
+NORM_LAYERS = ('LN', 'BN')
 _FORMATS = ('channels_first', 'channels_last')
 
 
@@ -266,19 +268,17 @@ def build_norm_layer(
         A ``Sequential`` of the norm and the layout changes around it.
 
     Raises:
+        TypeError: ``norm_layer`` or a format is no text.
         ValueError: An unknown ``norm_layer`` or format.
     """
     for name, value in (('in_format', in_format), ('out_format', out_format)):
-        if value not in _FORMATS:
-            raise ValueError(f'{name}: expected one of {_FORMATS}, got {value!r}')
-    if norm_layer == 'LN':
+        choice(name, value, _FORMATS)
+    if choice('norm_layer', norm_layer, NORM_LAYERS) == 'LN':
         norm: nn.Module = nn.LayerNorm(num_channels, eps=eps)
         native = 'channels_last'
-    elif norm_layer == 'BN':
+    else:
         norm = nn.BatchNorm2d(num_channels)
         native = 'channels_first'
-    else:
-        raise ValueError(f"norm_layer: expected 'LN' or 'BN', got {norm_layer!r}")
     change = {'channels_first': ToChannelsFirst, 'channels_last': ToChannelsLast}
     layers = [norm]
     if in_format != native:
@@ -295,10 +295,7 @@ def build_act_layer(act_layer: str) -> nn.Module:
         act_layer: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``.
 
     Raises:
-        ValueError: An unknown name.
+        TypeError: No name.
+        ValueError: An unknown one.
     """
-    if act_layer not in _ACT_LAYERS:
-        raise ValueError(
-            f'act_layer: expected one of {tuple(_ACT_LAYERS)}, got {act_layer!r}'
-        )
-    return _ACT_LAYERS[act_layer]()
+    return ACT_LAYERS[choice('act_layer', act_layer, ACT_LAYERS)]()

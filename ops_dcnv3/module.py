@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from . import library
+from .arguments import flag, integer
 from .functional import apply
 from .geometry import Geometry, IntOrPair, make_geometry, to_pair
 from .layers import (
@@ -95,17 +96,26 @@ class DCNv3(nn.Module):
         geometry = make_geometry(
             kernel_size, stride, padding, dilation, groups, offset_scale, remove_center
         )
-        if channels < 1 or channels % groups:
+        groups = geometry.groups
+        channels = integer(
+            'channels',
+            channels,
+            f'a positive multiple of groups ({groups})',
+            lambda number: number >= 1 and number % groups == 0,
+        )
+        if geometry.offset_scale <= 0:
             raise ValueError(
-                f'channels: expected a positive multiple of groups ({groups}), '
-                f'got {channels}'
+                f'offset_scale: expected more than 0, got {geometry.offset_scale}'
             )
         dw_kernel = to_pair(
             'dw_kernel_size',
             geometry.kernel_size if dw_kernel_size is None else dw_kernel_size,
             1,
         )
-        if center_feature_scale and not geometry.is_centered:
+        if (
+            flag('center_feature_scale', center_feature_scale)
+            and not geometry.is_centered
+        ):
             raise ValueError(
                 'center_feature_scale: expected padding = dilation * (kernel_size - 1) '
                 f'/ 2, so that outputs sit on input pixels, got {geometry}'
@@ -113,7 +123,7 @@ class DCNv3(nn.Module):
         self.channels = channels
         self.geometry = geometry
         self.center_feature_scale = center_feature_scale
-        self.recompute = recompute
+        self.recompute = flag('recompute', recompute)
 
         self.dw_conv = nn.Sequential(
             nn.Conv2d(

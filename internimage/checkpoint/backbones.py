@@ -11,6 +11,8 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from torch import Tensor, nn
 
+from ops_dcnv3.arguments import flag
+
 from .key_maps import ANCHOR, convert_published, shorten
 
 _BACKBONE_KEY = re.compile(r'(patch_embed|levels)\.')
@@ -65,6 +67,7 @@ def load_pretrained(
     checkpoint: str,
     prefix: str | None = None,
     map_location: Any = 'cpu',
+    adapt_in_channels: bool = False,
 ) -> None:
     """Fill an InternImage with the backbone of a published checkpoint.
 
@@ -79,6 +82,8 @@ def load_pretrained(
         checkpoint: Path or URL, in any layout that :func:`backbone_state_dict` takes.
         prefix: As for :func:`backbone_state_dict`.
         map_location: As for ``torch.load``.
+        adapt_in_channels: Where the file is for images of another number of channels,
+            make its first convolution fit by :func:`adapt_first_conv`.
 
     Raises:
         ValueError: The file has no backbone, or one of another architecture; the
@@ -90,6 +95,13 @@ def load_pretrained(
     )
     tensors, left_out = backbone_state_dict(content, prefix)
     expected = model.state_dict()
+    weight, in_channels = tensors[ANCHOR], expected[ANCHOR].shape[1]
+    adapts = flag('adapt_in_channels', adapt_in_channels)
+    change = ''
+    if weight.ndim == 4 and weight.shape[1] != in_channels:
+        change = f'from {weight.shape[1]} to {in_channels} channels of the image'
+        if adapts:
+            tensors[ANCHOR] = adapt_first_conv(weight, in_channels)
     absent = [key for key in expected if key not in tensors]
     neutral = [key for key in absent if _is_neutral_scale(key, expected[key])]
     differences = {
@@ -102,9 +114,11 @@ def load_pretrained(
         ],
     }
     if any(differences.values()):
+        hint = 'check its arch and layer_scale. '
+        if change and not adapts:
+            hint = f'adapt_in_channels=True in init_cfg takes it {change}; {hint}'
         raise ValueError(
-            f'{checkpoint}: expected the backbone of this model; check its arch and '
-            'layer_scale. '
+            f'{checkpoint}: expected the backbone of this model; {hint}'
             + '; '.join(
                 f'{len(keys)} {what}: {shorten(keys)}'
                 for what, keys in differences.items()
@@ -113,11 +127,37 @@ def load_pretrained(
         )
     model.load_state_dict(tensors, strict=False)
     message = f'{checkpoint}: loaded the {len(tensors)} tensors of the backbone'
+    if change:
+        message += f', the first convolution adapted {change}'
     if left_out:
         message += f'; left out {_group(left_out)}'
     if neutral:
         message += f'; not in the file, kept at 1: {len(neutral)} layer scales (gamma)'
     print_log(message, logger='current')
+
+
+def adapt_first_conv(weight: Tensor, in_channels: int) -> Tensor:
+    """Make the weights of a first convolution fit images of other channels.
+
+    One channel gets the sum of the weights: a gray image then gives what it gives with
+    its gray in every channel. Otherwise the channels are repeated in turn, scaled so
+    that the sum over channels of equal content stays about the same.
+
+    Args:
+        weight: ``(out_channels, channels, H, W)``.
+        in_channels: Channels of the images to come.
+
+    Returns:
+        ``(out_channels, in_channels, H, W)``, dtype and device of ``weight``.
+
+    Source: timm, ``adapt_input_conv``.
+    """
+    channels = weight.shape[1]
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    if in_channels == 1:
+        return wide.sum(dim=1, keepdim=True).to(weight.dtype)
+    turns = torch.arange(in_channels, device=weight.device) % channels
+    return (wide[:, turns] * (channels / in_channels)).to(weight.dtype)
 
 
 def _is_neutral_scale(key: str, value: Tensor) -> bool:

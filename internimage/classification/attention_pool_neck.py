@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ops_dcnv3.arguments import integer, integers
 from ops_dcnv3.layers import build_norm_layer
 
 
@@ -89,7 +90,9 @@ class AttentionPoolNeck(BaseModule):
         init_cfg: Of mmengine's initializers; None for the published initial values.
 
     Raises:
-        ValueError: ``in_channels`` are not two, or ``embed_dims`` do not divide.
+        TypeError: An argument has the wrong type; the message names it.
+        ValueError: An argument is out of range: ``in_channels`` are not two, or
+            ``embed_dims`` do not divide.
 
     Source: OpenGVLab/InternImage@31c962d, classification/models/intern_image.py,
         ``forward_clip_projector``.
@@ -104,21 +107,25 @@ class AttentionPoolNeck(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type='TruncNormal', layer='Linear', std=0.02))
-        if len(in_channels) != 2:
-            raise ValueError(
-                'in_channels: expected those of the last two maps, '
-                f'got {tuple(in_channels)}'
-            )
-        if embed_dims % num_heads:
-            raise ValueError(
-                f'embed_dims: expected a multiple of num_heads ({num_heads}), '
-                f'got {embed_dims}'
-            )
+        next_to_last, last = integers(
+            'in_channels',
+            in_channels,
+            'those of the last two maps',
+            lambda channels: len(channels) == 2 and min(channels) >= 1,
+        )
+        num_heads = integer('num_heads', num_heads)
+        embed_dims = integer(
+            'embed_dims',
+            embed_dims,
+            f'a multiple of num_heads ({num_heads})',
+            lambda dims: dims >= 1 and dims % num_heads == 0,
+        )
+        out_channels = integer('out_channels', out_channels)
         # Four times as many channels become twice the height and width.
         self.dcnv3_head_x4 = nn.Sequential(
-            nn.Conv2d(in_channels[1], 4 * embed_dims, 1), nn.PixelShuffle(2)
+            nn.Conv2d(last, 4 * embed_dims, 1), nn.PixelShuffle(2)
         )
-        self.dcnv3_head_x3 = nn.Conv2d(in_channels[0], embed_dims, 1)
+        self.dcnv3_head_x3 = nn.Conv2d(next_to_last, embed_dims, 1)
         self.clip_projector = AttentionPool(embed_dims, num_heads, out_channels)
         self.fc_norm = build_norm_layer(out_channels)
 

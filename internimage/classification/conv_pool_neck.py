@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ops_dcnv3.arguments import integer
 from ops_dcnv3.layers import build_act_layer, build_norm_layer
 
 
@@ -24,6 +25,10 @@ class ConvPoolNeck(BaseModule):
         init_cfg: Of mmengine's initializers; None for the published initial values,
             which are PyTorch's.
 
+    Raises:
+        TypeError: An argument has the wrong type; the message names it.
+        ValueError: An argument is out of range; the message names it.
+
     Source: OpenGVLab/InternImage@31c962d, classification/models/intern_image.py,
         ``conv_head``.
     """
@@ -36,6 +41,8 @@ class ConvPoolNeck(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        in_channels = integer('in_channels', in_channels)
+        out_channels = integer('out_channels', out_channels)
         self.conv_head = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, bias=False),
             build_norm_layer(out_channels, 'BN', 'channels_first', 'channels_first'),

@@ -10,6 +10,8 @@ from mmdet.registry import MODELS
 from mmdet.structures import SampleList
 from torch import Tensor
 
+from ops_dcnv3.arguments import choice, integer, number
+
 from .dino import InternImageDINO
 
 Features = tuple[Tensor, ...]
@@ -54,7 +56,7 @@ class CBChannelMapper(ChannelMapper):
 
     def __init__(self, cb_idx: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.cb_idx = cb_idx
+        self.cb_idx = integer('cb_idx', cb_idx, '0 or 1', lambda index: index in (0, 1))
 
     def forward(self, inputs: Sequence[Features]) -> list[Features] | Features:
         """Map the features of each branch.
@@ -83,7 +85,12 @@ class CBDINOHead(DINOHead):
 
     def __init__(self, cb_first_weight: float = 0.5, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.cb_first_weight = cb_first_weight
+        self.cb_first_weight = number(
+            'cb_first_weight',
+            cb_first_weight,
+            'a number of 0 or more',
+            lambda x: x >= 0,
+        )
 
     def loss(
         self,
@@ -141,6 +148,7 @@ class CBDINO(InternImageDINO):
         **kwargs: Those of mmdet's ``DINO``.
 
     Raises:
+        TypeError: ``rule`` is no text.
         ValueError: An unknown rule; the message lists the known ones.
 
     Source: OpenGVLab/InternImage@31c962d,
@@ -151,10 +159,7 @@ class CBDINO(InternImageDINO):
         super().__init__(**kwargs)
         if rule is None:
             return
-        if rule not in _FREEZING_RULES:
-            raise ValueError(
-                f'rule: expected None or one of {list(_FREEZING_RULES)}, got {rule!r}'
-            )
+        choice('rule', rule, _FREEZING_RULES)
         frozen, trainable = _FREEZING_RULES[rule]
         for name, param in self.named_parameters():
             if _has_any(name, frozen) and not _has_any(name, trainable):

@@ -11,6 +11,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ops_dcnv3.arguments import integer
+
 from ..codebases import require
 
 
@@ -35,6 +37,7 @@ class InternImageMask2FormerHead(Mask2FormerHead):
 
     Raises:
         ModuleNotFoundError: mmdet is not installed.
+        TypeError: ``num_classes`` is no integer.
         ValueError: As many class weights as that are expected, others were given.
 
     Source: OpenGVLab/InternImage@31c962d,
@@ -48,11 +51,14 @@ class InternImageMask2FormerHead(Mask2FormerHead):
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         require('InternImageMask2FormerHead', 'mmdet')  # for its layers and losses
+        num_classes = integer('num_classes', num_classes)
         super().__init__(num_classes=num_classes, **kwargs)
-        if len(self.class_weight) != num_classes + 1:
+        weights = self.class_weight
+        if not isinstance(weights, list | tuple) or len(weights) != num_classes + 1:
+            got = len(weights) if isinstance(weights, list | tuple) else repr(weights)
             raise ValueError(
                 f'loss_cls.class_weight: expected {num_classes + 1} weights, for '
-                f"{num_classes} classes and 'no object', got {len(self.class_weight)}; "
+                f"{num_classes} classes and 'no object', got {got}; "
                 'set it together with num_classes'
             )
 
