@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning rates that shrink with the distance from the output."""
 
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.logging import print_log
@@ -8,6 +10,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
+
+from ops_dcnv3.arguments import flag, number
 
 _DEFAULTS = {
     'layer_decay_rate': 1.0,
@@ -18,11 +22,11 @@ _DEFAULTS = {
 }
 
 # Learned queries and their classifiers: the published rule trains them as slowly as
-# the stem. Of Mask2Former these start as listed. DINO's is `level_embeds` in the
+# the stem. Of Mask2Former's these are parts as listed. DINO's is `level_embeds` in the
 # published model, found anywhere in a name, and `level_embed` in mmdet 3's; no other
 # parameter of the models has that in its name.
 _SLOWEST_HEADS = tuple(
-    f'decode_head.{name}'
+    f'.decode_head.{name}'
     for name in ('mask_embed', 'cls_embed', 'level_embed', 'query_embed', 'query_feat')
 )
 _SLOWEST_ANYWHERE = 'level_embed'
@@ -32,9 +36,12 @@ _SLOWEST_ANYWHERE = 'level_embed'
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Build an optimizer with layer-wise learning rates, by the published rule.
 
-    A parameter at depth d of D has ``lr * layer_decay_rate ** (D - 1 - d)``. The
-    backbone tells depths (``get_layer_depth``): a config states none. Biases, norms,
-    everything one-dimensional and ``sampling_offsets`` have no weight decay.
+    A parameter at depth d of D has ``lr * layer_decay_rate ** (D - 1 - d)``. Backbones
+    tell depths (``get_layer_depth(name, prefix)``, which those of mmpretrain have too):
+    a config states none. They are found wherever they are in the model, as in the
+    detectors inside of a ``SoftTeacher``; of several with different depths, the output
+    ends are in line. Biases, norms, everything one-dimensional and
+    ``sampling_offsets`` have no weight decay.
 
     ``paramwise_cfg`` may set
 
@@ -58,7 +65,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg: See above.
 
     Raises:
-        ValueError: An unknown key, or no ``lr`` or ``weight_decay``.
+        TypeError: A setting has the wrong type.
+        ValueError: A setting is out of range, an unknown key, or no ``lr`` or
+            ``weight_decay``.
 
     Source: OpenGVLab/InternImage@31c962d,
         {detection,segmentation}/mmcv_custom/custom_layer_decay_optimizer_constructor.py
@@ -67,18 +76,17 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __init__(
         self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None
     ) -> None:
-        paramwise_cfg = paramwise_cfg or {}
-        unknown = [key for key in paramwise_cfg if key not in _DEFAULTS]
-        if unknown:
-            raise ValueError(
-                f'paramwise_cfg: unknown keys {unknown}, known are {list(_DEFAULTS)} '
-                '(depths come from the backbone)'
-            )
+        paramwise_cfg = {} if paramwise_cfg is None else paramwise_cfg
+        _check_paramwise_cfg(paramwise_cfg)
         super().__init__(optim_wrapper_cfg, {**_DEFAULTS, **paramwise_cfg})
-        if self.base_lr is None or self.base_wd is None:
-            raise ValueError(
-                'optimizer: expected lr and weight_decay, got '
-                f'lr={self.base_lr}, weight_decay={self.base_wd}'
+        for name, value in (('lr', self.base_lr), ('weight_decay', self.base_wd)):
+            if value is None:
+                raise ValueError(
+                    'optimizer: expected lr and weight_decay, got '
+                    f'lr={self.base_lr}, weight_decay={self.base_wd}'
+                )
+            number(
+                f'optimizer.{name}', value, 'a number of 0 or more', lambda x: x >= 0
             )
 
     def add_params(
@@ -88,25 +96,29 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
         Args:
             params: Where to append.
-            module: The whole model; it has a ``backbone`` with ``get_layer_depth``.
+            module: The whole model.
             **kwargs: mmengine's recursion; not used.
 
         Raises:
-            TypeError: The model has no such backbone.
+            TypeError: The rate is not 1, and no part of the model tells depths.
         """
         model: Any = module.module if is_model_wrapper(module) else module
-        backbone: Any = getattr(model, 'backbone', None)
-        if not hasattr(backbone, 'get_layer_depth'):
+        backbones = _find_backbones(model)
+        if not backbones and self.paramwise_cfg['layer_decay_rate'] != 1:
             raise TypeError(
-                'layer decay: expected a model whose backbone has get_layer_depth, got '
-                f'{type(model).__name__} with backbone {type(backbone).__name__}'
+                'layer decay: expected a model with a backbone that has '
+                f'get_layer_depth(name, prefix), got {type(model).__name__} without; '
+                'layer_decay_rate=1 needs none'
             )
+        parameters = dict(model.named_parameters())
+        depths, num_depths = _tell_depths(parameters, backbones)
         groups: dict[str, dict[str, Any]] = {}
-        for name, param in model.named_parameters():
+        for name, param in parameters.items():
             if not param.requires_grad:
                 continue
-            depth, num_depths = backbone.get_layer_depth(name)
-            if name.startswith(_SLOWEST_HEADS) or _SLOWEST_ANYWHERE in name:
+            depth = depths.get(name, num_depths - 1)
+            is_slowest_head = any(head in f'.{name}' for head in _SLOWEST_HEADS)
+            if is_slowest_head or _SLOWEST_ANYWHERE in name:
                 depth = 0
             kind, scale = self._kind_and_scale(name, depth, num_depths)
             decays = _has_weight_decay(name, param)
@@ -139,11 +151,66 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if cfg['dino_head'] and depth == num_depths - 1:
                 return '_0.1x', scale * 0.1
             # The published segmentation rule leaves heads out, the detection one not.
-            if not name.startswith('decode_head.'):
+            if '.decode_head.' not in f'.{name}':
                 return '_offset_lr_scale', scale * cfg['offset_lr_scale']
         elif '.dcn.offset.' in name and cfg['dcn_offset_lr_scale'] != 1:
             return '_dcn_offset_lr_scale', scale * cfg['dcn_offset_lr_scale']
         return '', scale
+
+
+def _check_paramwise_cfg(cfg: Any) -> None:
+    if not isinstance(cfg, Mapping):
+        raise TypeError(f'paramwise_cfg: expected a dict, got {cfg!r}')
+    unknown = [key for key in cfg if key not in _DEFAULTS]
+    if unknown:
+        raise ValueError(
+            f'paramwise_cfg: unknown keys {unknown}, known are {list(_DEFAULTS)} '
+            '(depths come from the backbone)'
+        )
+    for key, value in cfg.items():
+        if isinstance(_DEFAULTS[key], bool):
+            flag(key, value)
+        elif key == 'layer_decay_rate':
+            number(key, value, '0 < rate <= 1', lambda rate: 0 < rate <= 1)
+        else:
+            number(key, value)
+
+
+def _find_backbones(model: nn.Module) -> dict[str, Any]:
+    """Return what tells the depths of parameters, by the prefix of their names.
+
+    Of modules inside of each other it is the outermost: a composite backbone answers
+    for both of its branches. A classifier of mmpretrain only hands the question on.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        prefix = f'{name}.' if name else ''
+        method = getattr(module, 'get_layer_depth', None)
+        if (
+            method is not None
+            and 'prefix' in inspect.signature(method).parameters
+            and not prefix.startswith(tuple(found))
+        ):
+            found[prefix] = module
+    return found
+
+
+def _tell_depths(
+    names: Iterable[str], backbones: Mapping[str, Any]
+) -> tuple[dict[str, int], int]:
+    """Return the depths of the parameters that are in backbones, and their number.
+
+    Depths of a backbone with fewer than others start later: all end alike.
+    """
+    told = {
+        name: backbone.get_layer_depth(name, prefix)
+        for name in names
+        for prefix, backbone in backbones.items()
+        if name.startswith(prefix)
+    }
+    num_depths = max((own for _, own in told.values()), default=1)
+    depths = {name: depth + num_depths - own for name, (depth, own) in told.items()}
+    return depths, num_depths
 
 
 def _has_weight_decay(name: str, param: nn.Parameter) -> bool:
@@ -156,6 +223,8 @@ def _has_weight_decay(name: str, param: nn.Parameter) -> bool:
 
 
 def _log(groups: dict[str, dict[str, Any]], paramwise_cfg: dict[str, Any]) -> None:
+    if not groups:
+        return  # PyTorch says that there is nothing to train
     scales = [group['lr_scale'] for group in groups.values()]
     count = sum(len(group['params']) for group in groups.values())
     print_log(

@@ -210,8 +210,9 @@ def test_errors(model):
     with pytest.raises(ValueError, match=r"unknown keys \['num_layers', 'depths'\].*"):
         build(model, layer_decay_rate=0.9, num_layers=8, depths=(2, 1, 3, 2))
     model.backbone = nn.Linear(1, 1)
-    with pytest.raises(TypeError, match=r'get_layer_depth, got Module with .*Linear'):
-        build(model)
+    message = r'get_layer_depth\(name, prefix\), got Module without; layer_decay_rate=1'
+    with pytest.raises(TypeError, match=message):
+        build(model, layer_decay_rate=0.9)
     for optimizer in (dict(type='AdamW', lr=1), dict(type='AdamW', weight_decay=1)):
         with pytest.raises(ValueError, match='expected lr and weight_decay'):
             LayerDecayOptimWrapperConstructor(dict(optimizer=optimizer))
