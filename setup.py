@@ -143,6 +143,10 @@ def extensions() -> tuple[list, dict]:
 
     cxx = ['-O3', '-g0', '-std=c++17', '-fvisibility=hidden', '-fno-math-errno']
     cxx += ['-Wall', '-Wextra', '-Wno-unused-parameter', '-Wno-psabi']
+    # Errors of PyTorch's headers name their file: not by a path of this machine.
+    folders = {f'{ROOT.resolve()}/': '', f'{Path(torch.__file__).parents[1]}/': ''}
+    no_paths = [f'-fmacro-prefix-map={old}={new}' for old, new in folders.items()]
+    cxx += no_paths
     operators = [f'cpu/{op}_cpu.cpp' for op in ('branch', 'dcnv3', 'layer', 'linear')]
     kernels = [f'cpu/kernels_{isa}.cpp' for isa in ('baseline', 'avx2', 'avx512')]
     libraries = [
@@ -156,6 +160,7 @@ def extensions() -> tuple[list, dict]:
     if want_cuda(torch, cuda_home):
         os.environ.setdefault('TORCH_CUDA_ARCH_LIST', DEFAULT_CUDA_ARCHS)
         nvcc = ['-O3', '-std=c++17', '-DUSE_CUDA', '--threads=2', '-Xcompiler=-Wall']
+        nvcc += [f'-Xcompiler={option}' for option in no_paths]
         libraries.append(
             library(
                 cpp_extension.CUDAExtension,

@@ -8,11 +8,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,6 +22,24 @@
 #include "geometry.h"
 
 namespace dcnv3 {
+
+// Raise a RuntimeError of Python unless the condition holds. Messages are built
+// only then. (PyTorch's STD_TORCH_CHECK puts the name of the source file before
+// the message, which is a path of the machine that built the library.)
+#define DCNV3_CHECK(condition, ...)           \
+  do {                                        \
+    if (!(condition)) {                       \
+      throw std::runtime_error(               \
+          ::dcnv3::joined_text(__VA_ARGS__)); \
+    }                                         \
+  } while (false)
+
+template <typename... Parts>
+std::string joined_text(const Parts&... parts) {
+  std::ostringstream text;
+  ((text << parts), ...);
+  return text.str();
+}
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -45,12 +65,46 @@ inline std::string text_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
   return text + ")";
 }
 
+inline std::string device_of(const Tensor& tensor) {
+  return tensor.is_cuda()
+      ? "cuda:" + std::to_string(tensor.get_device_index())
+      : "cpu";
+}
+
+// Check that a tensor has the dtype, and is on the device, of another one.
+inline void check_same_kind(
+    const char* name,
+    const Tensor& tensor,
+    const char* other_name,
+    const Tensor& other,
+    bool compare_dtypes = true) {
+  DCNV3_CHECK(
+      !compare_dtypes || tensor.scalar_type() == other.scalar_type(),
+      name,
+      ": expected the dtype of ",
+      other_name,
+      ", ",
+      other.scalar_type(),
+      ", got ",
+      tensor.scalar_type());
+  DCNV3_CHECK(
+      tensor.is_cuda() == other.is_cuda() &&
+          tensor.get_device_index() == other.get_device_index(),
+      name,
+      ": expected the device of ",
+      other_name,
+      ", ",
+      device_of(other),
+      ", got ",
+      device_of(tensor));
+}
+
 inline void check_shape(
     const char* name,
     const Tensor& tensor,
     torch::headeronly::IntHeaderOnlyArrayRef expected) {
   const auto sizes = tensor.sizes();
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end()),
       name,
       ": expected ",
@@ -65,7 +119,7 @@ inline void check_pair(
     int64_t minimum) {
   // The upper bound keeps every product of two settings far from overflow.
   constexpr int64_t kMaximum = int64_t{1} << 24;
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       pair.size() == 2 && pair[0] >= minimum && pair[1] >= minimum &&
           pair[0] <= kMaximum && pair[1] <= kMaximum,
       name,
@@ -73,7 +127,8 @@ inline void check_pair(
       minimum,
       ", ",
       kMaximum,
-      "]");
+      "], got ",
+      text_of(pair));
 }
 
 // The geometry of an input with these settings.
@@ -82,11 +137,11 @@ inline Geometry make_geometry(const Tensor& input, const Settings& settings) {
   check_pair("stride", settings.stride, 1);
   check_pair("padding", settings.padding, 0);
   check_pair("dilation", settings.dilation, 1);
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       input.dim() == 4,
       "input: expected 4 dimensions (N, H, W, C), got ",
       text_of(input.sizes()));
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       settings.groups > 0 && input.size(3) > 0 &&
           input.size(3) % settings.groups == 0,
       "groups: expected a divisor of ",
@@ -94,13 +149,18 @@ inline Geometry make_geometry(const Tensor& input, const Settings& settings) {
       " channels, got ",
       settings.groups);
   const int64_t taps = settings.kernel_size[0] * settings.kernel_size[1];
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       taps <= std::numeric_limits<int32_t>::max() &&
           (!settings.remove_center ||
            (taps > 1 && settings.kernel_size[0] % 2 == 1 &&
             settings.kernel_size[1] % 2 == 1)),
       "kernel_size: expected fewer than 2^31 taps and, with remove_center, odd "
-      "sides and more than one tap");
+      "sides and more than one tap, got ",
+      text_of(settings.kernel_size));
+  DCNV3_CHECK(
+      std::isfinite(settings.offset_scale),
+      "offset_scale: expected a finite number, got ",
+      settings.offset_scale);
 
   Geometry g;
   g.batch = input.size(0);
@@ -131,7 +191,7 @@ inline Geometry make_geometry(const Tensor& input, const Settings& settings) {
       out_size(g.height, g.kernel_h, g.stride_h, g.pad_h, g.dilation_h);
   g.out_width =
       out_size(g.width, g.kernel_w, g.stride_w, g.pad_w, g.dilation_w);
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       g.height > 0 && g.width > 0 && g.out_height > 0 && g.out_width > 0,
       "input: an empty output comes from ",
       text_of(input.sizes()),
@@ -152,15 +212,8 @@ inline Geometry make_geometry(
       offset,
       {g.batch, g.out_height, g.out_width, points * 2});
   check_shape("mask", mask, {g.batch, g.out_height, g.out_width, points});
-  STD_TORCH_CHECK(
-      offset.get_device_index() == input.get_device_index() &&
-          mask.get_device_index() == input.get_device_index() &&
-          offset.is_cuda() == input.is_cuda() &&
-          mask.is_cuda() == input.is_cuda(),
-      "offset, mask: expected the device of input");
-  STD_TORCH_CHECK(
-      mask.scalar_type() == offset.scalar_type(),
-      "mask: expected the dtype of offset");
+  check_same_kind("offset", offset, "input", input, false);
+  check_same_kind("mask", mask, "offset", offset);
   return g;
 }
 
@@ -172,11 +225,7 @@ inline void check_grad_output(
       "grad_output",
       grad_output,
       {g.batch, g.out_height, g.out_width, g.channels()});
-  STD_TORCH_CHECK(
-      grad_output.scalar_type() == input.scalar_type() &&
-          grad_output.is_cuda() == input.is_cuda() &&
-          grad_output.get_device_index() == input.get_device_index(),
-      "grad_output: expected the dtype and device of input");
+  check_same_kind("grad_output", grad_output, "input", input);
 }
 
 inline BranchSizes make_branch_sizes(
@@ -186,11 +235,11 @@ inline BranchSizes make_branch_sizes(
     const Tensor& norm_weight,
     const Tensor& norm_bias,
     double eps) {
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       input.dim() == 4,
       "input: expected (N, H, W, C), got ",
       text_of(input.sizes()));
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       weight.dim() == 4 && weight.size(2) % 2 == 1 && weight.size(3) % 2 == 1,
       "weight: expected (C, 1, odd, odd), got ",
       text_of(weight.sizes()));
@@ -201,15 +250,9 @@ inline BranchSizes make_branch_sizes(
         {"norm_weight", norm_weight},
         {"norm_bias", norm_bias}}) {
     check_shape(name, tensor, {channels});
+    check_same_kind(name, tensor, "weight", weight);
   }
-  for (const Tensor* tensor : {&weight, &bias, &norm_weight, &norm_bias}) {
-    STD_TORCH_CHECK(
-        tensor->scalar_type() == weight.scalar_type() &&
-            tensor->is_cuda() == input.is_cuda() &&
-            tensor->get_device_index() == input.get_device_index(),
-        "bias, norm_weight, norm_bias: expected the dtype of weight, and all "
-        "on the device of input");
-  }
+  check_same_kind("weight", weight, "input", input, false);
   return {
       input.size(0),
       input.size(1),
@@ -248,11 +291,13 @@ void dispatch_dtypes(
   } else if (float_points && scalar == ScalarType::BFloat16) {
     launch.template operator()<c10::BFloat16, float>();
   } else {
-    STD_TORCH_CHECK(
+    DCNV3_CHECK(
         false,
-        "input: expected float64, float32, bfloat16 or float16, with an offset "
-        "of "
-        "the same dtype or, in half precision, float32");
+        "input: expected float64, float32, bfloat16 or float16, and beside it "
+        "the same dtype or, in half precision, float32, got ",
+        scalar,
+        " and ",
+        point);
   }
 }
 

@@ -119,21 +119,6 @@ def test_not_contiguous(device):
         assert relative_error(leaf.grad, grad) < BACKWARD[torch.float64]
 
 
-def test_threads_do_not_matter():
-    case = Case('threads', size=(23, 31), groups=4, group_channels=16)
-    tensors = case.tensors(torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(gradients(dcnv3, tensors, case.kwargs))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
-
-
 def test_reference_is_differentiable_twice():
     case = Case('twice', size=(2, 3), batch=1, groups=2, group_channels=2)
     tensors = [x.requires_grad_() for x in case.tensors()]

@@ -21,6 +21,7 @@ import torch
 
 from ops_dcnv3 import dcnv3_reference
 from ops_dcnv3.geometry import make_geometry
+from tests.ops import not_finite
 from tests.ops.branch import branch, branch_arguments
 from tests.ops.cases import CASE_IDS, CASES, Case
 from tests.tolerances import BACKWARD, FORWARD, relative_error
@@ -337,6 +338,26 @@ def test_softmax_counts_points_outside(deterministic, any_taps, library):
     check_forward(library, tensors, case.kwargs, **flags)
     flags |= dict(deterministic=deterministic)
     check_backward(library, tensors, case.kwargs, **flags)
+
+
+@SOFTMAX
+@pytest.mark.parametrize('any_taps', [False, True])
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_not_finite(deterministic, any_taps, softmax, library):
+    """NaN and infinity go where the reference has them, and no further."""
+    kwargs = not_finite.CASE.kwargs
+    flags = dict(any_taps=any_taps, softmax=softmax)
+    for operand in not_finite.OPERANDS:
+        for value in not_finite.NOT_FINITE:
+            *tensors, grad_output = not_finite.tensors_with(
+                operand, value, torch.float32
+            )
+            outputs = run(library, tensors, kwargs, **flags)
+            flags_of_backward = flags | dict(deterministic=deterministic)
+            outputs += run(library, tensors, kwargs, grad_output, **flags_of_backward)
+            expected = [exact(tensors, kwargs, softmax).detach()]
+            expected += exact(tensors, kwargs, softmax, grad_output)
+            not_finite.assert_same_where_finite(outputs, expected)
 
 
 @pytest.mark.parametrize('any_taps', [False, True])

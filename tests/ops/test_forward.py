@@ -143,21 +143,6 @@ def test_borders(function, device):
         assert function(input, offset, mask, **settings)[0, 0, 0, 0].item() == 0.25
 
 
-def test_threads_do_not_matter():
-    case = Case('threads', size=(23, 31), groups=4, group_channels=16)
-    tensors = case.tensors(torch.float32)
-    threads = torch.get_num_threads()
-    try:
-        outputs = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            outputs.append(dcnv3(*tensors, **case.kwargs))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(outputs[0], outputs[1])
-    assert torch.equal(outputs[0], outputs[2])
-
-
 @pytest.mark.gpu
 def test_more_than_2_31_elements():
     """Indices beyond 32 bits, in input and output."""

@@ -117,7 +117,9 @@ inline void plan_grads(
     const Bilinear<Lanes<acc_t>> sample{
         load(plan.ly() + i),
         load(plan.lx() + i)};
-    const auto factor = load(plan.mask() + i) * scale;
+    // The softmax may give a point outside a weight of NaN.
+    const Lanes<acc_t> factor =
+        inside != 0 ? load(plan.mask() + i) * scale : zero;
     const Lanes<acc_t> grad_x = factor * sample.grad_x(dots);
     const Lanes<acc_t> grad_y = factor * sample.grad_y(dots);
     store<acc_t>(grad_offset + 2 * i, zip<acc_t, 1, 0>(grad_x, grad_y));

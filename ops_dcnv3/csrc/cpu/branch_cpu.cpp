@@ -48,9 +48,7 @@ Tensor branch_forward_cpu(
     double eps) {
   const BranchSizes sizes =
       make_branch_sizes(input, weight, bias, norm_weight, norm_bias, eps);
-  STD_TORCH_CHECK(
-      weight.scalar_type() == input.scalar_type(),
-      "weight: expected the dtype of input");
+  check_same_kind("weight", weight, "input", input);
   std::vector<Tensor> inputs;
   for (const Tensor* tensor :
        {&input, &weight, &bias, &norm_weight, &norm_bias}) {
@@ -72,9 +70,10 @@ Tensor branch_forward_cpu(
       launch_branch<c10::BFloat16>(sizes, pixels, inputs, output);
       break;
     default:
-      STD_TORCH_CHECK(
+      DCNV3_CHECK(
           false,
-          "input: expected float64, float32, bfloat16 or float16");
+          "input: expected float64, float32, bfloat16 or float16, got ",
+          input.scalar_type());
   }
   return output;
 }

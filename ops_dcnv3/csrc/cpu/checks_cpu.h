@@ -12,7 +12,7 @@ namespace dcnv3 {
 // the accumulator.
 inline void check_sides(const Tensor& input, const Geometry& g) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 1;
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       g.height * g.width <= kMost && g.width * g.channels() <= kMost,
       "input: expected images of fewer than 2^31 - 1 pixels, and rows of fewer "
       "than 2^31 - 1 numbers, got ",

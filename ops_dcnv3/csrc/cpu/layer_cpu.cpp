@@ -51,11 +51,19 @@ class Layer {
         norm(norm_parameters, channels(), norm_eps),
         residual(add_input ? input.data() : nullptr) {
     check_sides(x, geometry);
-    STD_TORCH_CHECK(
+    DCNV3_CHECK(
         geometry.out_height == geometry.height &&
             geometry.out_width == geometry.width,
         "kernel_size, stride, padding, dilation: expected an output of the "
-        "input's size");
+        "input's size, (",
+        geometry.height,
+        ", ",
+        geometry.width,
+        "), got (",
+        geometry.out_height,
+        ", ",
+        geometry.out_width,
+        ")");
     check_shape("offset.weight", p[4], {2 * points(), channels()});
     check_shape("mask.weight", p[6], {points(), channels()});
     check_shape("input_proj.weight", p[8], {channels(), channels()});
@@ -212,7 +220,7 @@ Tensor layer_forward_cpu(
     int64_t groups,
     double offset_scale,
     bool remove_center) {
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       parameters.size() == kParameters,
       "parameters: expected weight and bias of dw_conv, its norm, offset, "
       "mask, input_proj and output_proj, got ",

@@ -21,10 +21,13 @@ class Numbers {
  public:
   Numbers() = default;
   Numbers(const char* name, const Tensor& tensor) : tensor_(dense(tensor)) {
-    STD_TORCH_CHECK(
+    DCNV3_CHECK(
         tensor.scalar_type() == ScalarType::Float && !tensor.is_cuda(),
         name,
-        ": expected float32 on the CPU");
+        ": expected float32 on the CPU, got ",
+        tensor.scalar_type(),
+        " on ",
+        device_of(tensor));
     data_ = static_cast<const float*>(tensor_->const_data_ptr());
   }
   Numbers(
@@ -167,7 +170,7 @@ class LinearLayer {
       const std::optional<Tensor>& bias,
       int64_t features)
       : in_features(features), weight_(weight_name, weight) {
-    STD_TORCH_CHECK(
+    DCNV3_CHECK(
         weight.dim() == 2 && weight.size(1) == features && features > 0,
         weight_name,
         ": expected (out_features, ",
@@ -205,7 +208,7 @@ class NormLayer {
   // From weight and bias, or from nothing.
   NormLayer(const std::vector<Tensor>& parameters, int64_t channels, double eps)
       : channels_(channels), eps_(eps) {
-    STD_TORCH_CHECK(
+    DCNV3_CHECK(
         parameters.empty() || parameters.size() == 2,
         "norm: expected nothing, or weight and bias, got ",
         parameters.size(),

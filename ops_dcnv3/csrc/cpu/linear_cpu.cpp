@@ -14,7 +14,7 @@ namespace dcnv3 {
 namespace {
 
 int64_t last_size(const Tensor& tensor) {
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       tensor.dim() > 0,
       "input: expected (..., features), got no dimensions");
   return tensor.size(tensor.dim() - 1);
@@ -39,7 +39,7 @@ Tensor mlp_forward_cpu(
     const std::vector<Tensor>& norm_parameters,
     double norm_eps,
     bool add_input) {
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       parameters.size() == 4,
       "parameters: expected weight and bias of two layers, got ",
       parameters.size(),

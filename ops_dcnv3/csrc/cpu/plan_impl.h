@@ -69,7 +69,7 @@ class Plan {
 
   // What only the backward pass reads: weight of each point before the bilinear
   // ones, weights of the lower and right corners, and which rows and columns of
-  // corners are in the image, as a sum of numbers.
+  // corners are in the image, as a sum of numbers: 0 for a point outside.
   acc_t* mask() const { return numbers_.data() + 4 * size; }
   acc_t* ly() const { return numbers_.data() + 5 * size; }
   acc_t* lx() const { return numbers_.data() + 6 * size; }
@@ -120,42 +120,47 @@ plan_taps(const Geometry& g, int64_t groups, const Plan<acc_t>& plan) {
   }
 }
 
-// Turn logits of any size into weights, one group after the other.
+// So far from zero, exp() and quotients of sums of it are normal numbers.
 template <typename acc_t>
-inline void plan_any_softmax(const Plan<acc_t>& plan, int64_t count) {
+constexpr acc_t kSafeLogit = 40;
+
+// Whether all of count logits, in whole registers, are at a safe distance from
+// zero; false for NaN.
+template <typename acc_t>
+inline bool are_safe(const acc_t* logits, int64_t count) {
   constexpr int lanes = kLanes<acc_t>;
-  using integer = typename Accumulator<acc_t>::integer;
-  // A register of a group's points may reach into those of the next group:
-  // these keep their values, and take no part.
-  const int64_t last = (plan.points - 1) / lanes * lanes;
-  Integers<acc_t> lane;
-  for (int j = 0; j < lanes; ++j) {
-    lane[j] = j;
+  auto is_safe = Integers<acc_t>{} == 0;
+  for (int64_t i = 0; i < count; i += lanes) {
+    const auto part = load(logits + i);
+    is_safe &= (part < kSafeLogit<acc_t>)&(part > -kSafeLogit<acc_t>);
   }
-  const auto beyond = lane >= static_cast<integer>(plan.points - last);
-  const auto nothing = Lanes<acc_t>{} - static_cast<acc_t>(__builtin_inf());
+  for (int lane = 0; lane < lanes; ++lane) {
+    if (!is_safe[lane]) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Subtract the largest logit from those of each group that has one that is not
+// safe. Each group decides for itself: which others are planned with it depends
+// on the number of threads, and the result must not.
+template <typename acc_t>
+inline void shift_large_logits(const Plan<acc_t>& plan, int64_t count) {
   for (int64_t first = 0; first < count; first += plan.points) {
-    acc_t* group = plan.mask() + first;
-    const auto in_last = load(group + last);
-    auto most = beyond ? nothing : in_last;
-    for (int64_t j = 0; j < last; j += lanes) {
-      const auto logits = load(group + j);
-      most = logits > most ? logits : most;
+    acc_t* const group = plan.mask() + first;
+    acc_t largest = -static_cast<acc_t>(__builtin_inf());
+    bool is_safe = true;
+    for (int64_t i = 0; i < plan.points; ++i) {
+      const acc_t logit = group[i];
+      is_safe &= logit < kSafeLogit<acc_t> && logit > -kSafeLogit<acc_t>;
+      largest = logit > largest ? logit : largest;
     }
-    const acc_t maximum = max_lanes<acc_t>(most);
-    auto sums = exp_of(beyond ? nothing : in_last - maximum);
-    store(group + last, beyond ? in_last : sums);
-    for (int64_t j = 0; j < last; j += lanes) {
-      const auto weights = exp_of(load(group + j) - maximum);
-      sums += weights;
-      store(group + j, weights);
+    if (!is_safe) {
+      for (int64_t i = 0; i < plan.points; ++i) {
+        group[i] -= largest;
+      }
     }
-    const acc_t factor = 1 / sum_lanes<acc_t>(sums);
-    for (int64_t j = 0; j < last; j += lanes) {
-      store<acc_t>(group + j, load(group + j) * factor);
-    }
-    const auto weights = load(group + last);
-    store<acc_t>(group + last, beyond ? weights : weights * factor);
   }
 }
 
@@ -163,22 +168,12 @@ inline void plan_any_softmax(const Plan<acc_t>& plan, int64_t count) {
 template <typename acc_t>
 inline void plan_softmax(const Plan<acc_t>& plan, int64_t count) {
   constexpr int lanes = kLanes<acc_t>;
-  // So far from zero, exp() and quotients of it are normal numbers as they are.
-  constexpr acc_t kSafe = 40;
   acc_t* const mask = plan.mask();
   for (int64_t i = count; i % lanes != 0; ++i) {
     mask[i] = 0;  // belongs to nobody, and must not grow from call to call
   }
-  auto is_safe = Integers<acc_t>{} == 0;
-  for (int64_t i = 0; i < count; i += lanes) {
-    const auto logits = load(mask + i);
-    is_safe &= (logits < kSafe) & (logits > -kSafe);
-  }
-  for (int lane = 0; lane < lanes; ++lane) {
-    if (!is_safe[lane]) {  // or not a number
-      plan_any_softmax(plan, count);
-      return;
-    }
+  if (!are_safe(mask, count)) {
+    shift_large_logits(plan, count);
   }
   for (int64_t i = 0; i < count; i += lanes) {
     store<acc_t>(mask + i, exp_of(load(mask + i)));
@@ -297,8 +292,9 @@ inline void plan_samples(
       store<acc_t>(plan.lx() + i, lx);
       store_integers<acc_t>(
           plan.inside() + i,
-          (has_top & P::kTop) | (has_bottom & P::kBottom) |
-              (has_left & P::kLeft) | (has_right & P::kRight));
+          is_inside &
+              ((has_top & P::kTop) | (has_bottom & P::kBottom) |
+               (has_left & P::kLeft) | (has_right & P::kRight)));
     }
   }
 }

@@ -258,17 +258,7 @@ inline acc_t sum_lanes(Lanes<acc_t> vector) {
   return vector[0];
 }
 
-template <typename acc_t>
-inline acc_t max_lanes(Lanes<acc_t> vector) {
-  for (int count = kLanes<acc_t>; count > 1; count /= 2) {
-    const auto even = every_second<acc_t, 0>(vector, vector);
-    const auto odd = every_second<acc_t, 1>(vector, vector);
-    vector = even > odd ? even : odd;
-  }
-  return vector[0];
-}
-
-// exp(x) for x <= 0, and NaN for NaN.
+// exp(x) for x up to 88, and NaN for NaN.
 inline Lanes<double> exp_of(Lanes<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) {
     x[i] = __builtin_exp(x[i]);

@@ -21,7 +21,7 @@ struct LaunchBranch {
 
   template <typename scalar_t, typename param_t>
   void operator()() const {
-    STD_TORCH_CHECK(
+    DCNV3_CHECK(
         (dispatch_branch<scalar_t, param_t>(sizes, *this)),
         "input: expected channels that fit into 48 KiB in the precision of the "
         "sums, got ",
@@ -64,10 +64,13 @@ Tensor branch_forward_cuda(
   const ScalarType dtype = input.scalar_type();
   const bool is_half =
       dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       weight.scalar_type() == dtype ||
           (is_half && weight.scalar_type() == ScalarType::Float),
-      "weight: expected the dtype of input or, in half precision, float32");
+      "weight: expected the dtype of input, ",
+      dtype,
+      ", or in half precision float32, got ",
+      weight.scalar_type());
   const LaunchContext context(input);
   Tensor output = torch::stable::new_empty(input, input.sizes());
   if (output.numel() > 0) {

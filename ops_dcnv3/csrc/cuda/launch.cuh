@@ -35,7 +35,7 @@ class LaunchContext {
 // Blocks for `items` when a block does `per_block` of them.
 inline unsigned int grid_size(int64_t items, int64_t per_block) {
   const int64_t blocks = (items + per_block - 1) / per_block;
-  STD_TORCH_CHECK(
+  DCNV3_CHECK(
       blocks <= std::numeric_limits<int32_t>::max(),
       "input: expected at most 2^31 - 1 blocks of work, got ",
       blocks);
