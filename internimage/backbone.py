@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ops_dcnv3 import DCNv3
 from ops_dcnv3.arguments import flag, integer
+from ops_dcnv3.context import is_transformed
 from ops_dcnv3.layers import build_norm_layer, is_untouched
 
 from .architecture import (
@@ -107,17 +108,23 @@ class Block(nn.Module):
         gamma: Tensor | None,
     ) -> Tensor:
         """Return ``x`` with a branch, in the published order of operations."""
+        keeps_all = _keeps_all(self.drop_path)
         is_plain = not self.post_norm and gamma is None and res_post_norm is None
-        if is_plain and not self.training and _is_untouched_branch(layer):
+        if is_plain and keeps_all and not self.training and _is_untouched_branch(layer):
             return layer.add_branch(x, norm)
         branch = norm(layer(x)) if self.post_norm else layer(norm(x))
-        if gamma is not None and not self.training:
+        if gamma is not None and keeps_all:
             return torch.addcmul(x, gamma, branch)
         if gamma is not None:
             branch = gamma * branch
         elif res_post_norm is not None and not self.post_norm:
             branch = res_post_norm(branch)
         return x + self.drop_path(branch)
+
+
+def _keeps_all(drop_path: nn.Module) -> bool:
+    """Tell whether a branch may go past this module, which is ours and does nothing."""
+    return isinstance(drop_path, DropPath) and drop_path.can_be_skipped()
 
 
 def _is_untouched_branch(layer: nn.Module) -> TypeGuard[DCNv3 | Mlp]:
@@ -175,7 +182,8 @@ class Level(nn.Module):
             from the last level.
         """
         for index, block in enumerate(self.blocks):
-            if self.with_cp and torch.is_grad_enabled():
+            # The transforms of torch.func know no checkpoints.
+            if self.with_cp and torch.is_grad_enabled() and not is_transformed():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ops_dcnv3.context import have_all_modules_hooks, is_traced, is_transformed
+from ops_dcnv3.geometry import check_channels_last, check_floating
 from ops_dcnv3.layers import (
     build_act_layer,
     build_norm_layer,
+    check_matches,
     has_linear_kernel,
     is_exact_gelu,
     is_plain_linear,
@@ -22,7 +25,7 @@ from ops_dcnv3.layers import (
     parameters_of_norm,
     plain_parameters,
 )
-from ops_dcnv3.registration import is_traced
+from ops_dcnv3.registration import run_below_autograd
 
 
 class Stem(nn.Module):
@@ -52,10 +55,39 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Map ``(N, in_channels, H, W)`` to ``(N, ceil(H/4), ceil(W/4), channels)``."""
-        # In this memory format every change of layout further on is a free view.
-        x = image.contiguous(memory_format=torch.channels_last)
+        self._check(image)
+        x = _to_channels_last_memory(image)
         x = self.act(self.norm1(self.conv1(x)))
         return self.norm2(self.conv2(x))
+
+    def _check(self, image: Tensor) -> None:
+        check_floating('image', image)
+        channels = _size_of(self.conv1, 'in_channels')
+        # A trace holds sizes as tensors, of which Python can not decide.
+        if not is_traced() and (
+            image.dim() != 4 or (channels is not None and image.shape[1] != channels)
+        ):
+            raise ValueError(
+                f'image: expected (N, C, H, W), channels first, with C = {channels}, '
+                f'got {tuple(image.shape)}'
+            )
+        check_matches('image', image, 'conv1', self.conv1)
+
+
+def _size_of(layer: nn.Module, name: str) -> int | None:
+    """Return a size that a layer tells; adapters in its place may not tell any."""
+    size = getattr(layer, name, None)
+    return size if isinstance(size, int) else None
+
+
+def _to_channels_last_memory(x: Tensor) -> Tensor:
+    """Lay an ``(N, C, H, W)`` tensor out so that changes of layout are free views.
+
+    Only a matter of speed, and not known to the transforms of ``torch.func``.
+    """
+    if is_transformed():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 # Measured: 256 to 512 channels at 14 x 14 take 0.8 instead of 4 ms and more; at 50 x 84
@@ -81,10 +113,12 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, ceil(H/2), ceil(W/2), 2C)``."""
+        if not is_traced():
+            check_channels_last('x', x, _size_of(self.conv, 'in_channels'))
+        check_matches('x', x, 'conv', self.conv)
         x = x.permute(0, 3, 1, 2)
         if self._is_faster_channels_first(x):
-            x = self.conv(x.contiguous())
-            return self.norm(x.contiguous(memory_format=torch.channels_last))
+            return self.norm(_to_channels_last_memory(self.conv(x.contiguous())))
         return self.norm(self.conv(x))
 
     def _is_faster_channels_first(self, x: Tensor) -> bool:
@@ -98,7 +132,8 @@ class Downsample(nn.Module):
             and x.dtype == torch.float32
             and not torch.is_autocast_enabled('cpu')
             and not is_traced()
-            and self.conv.weight.numel() >= _MANY_WEIGHTS
+            and not is_transformed()
+            and 2 * (3 * x.shape[1]) ** 2 >= _MANY_WEIGHTS
             and x.numel() <= _FEW_PIXELS * x.shape[1]
         )
 
@@ -129,10 +164,10 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
+        self._check(x)
         if has_linear_kernel(x) and (parameters := self._plain_parameters()):
-            return torch.ops.ops_dcnv3.mlp_forward.default(
-                x, parameters, [], 0.0, False
-            )
+            return self._run_at_once(x, parameters, ([], 0.0), add_input=False)
+        check_matches('x', x, 'fc1', self.fc1)
         if (
             self.recompute
             and keeps_for_backward()
@@ -150,13 +185,33 @@ class Mlp(nn.Module):
             x: ``(..., C)``.
             norm: A LayerNorm over channels, of ``build_norm_layer``.
         """
+        self._check(x)
         if has_linear_kernel(x):
             parameters, of_norm = self._plain_parameters(), parameters_of_norm(norm)
             if parameters and of_norm:
-                return torch.ops.ops_dcnv3.mlp_forward.default(
-                    x, parameters, *of_norm, True
-                )
+                return self._run_at_once(x, parameters, of_norm, add_input=True)
         return x + self(norm(x))
+
+    def _check(self, x: Tensor) -> None:
+        check_floating('x', x)
+        channels = _size_of(self.fc1, 'in_features')
+        if not is_traced() and (
+            x.dim() == 0 or (channels is not None and x.shape[-1] != channels)
+        ):
+            raise ValueError(
+                f'x: expected (..., C), channels last, with C = {channels}, '
+                f'got {tuple(x.shape)}'
+            )
+
+    def _run_at_once(
+        self,
+        x: Tensor,
+        parameters: list[Tensor],
+        of_norm: tuple[list[Tensor], float],
+        add_input: bool,
+    ) -> Tensor:
+        operator = torch.ops.ops_dcnv3.mlp_forward.default
+        return run_below_autograd(operator, x, parameters, *of_norm, add_input)
 
     def _plain_parameters(self) -> list[Tensor] | None:
         """Return weights and biases in order, if nobody sees or changed the layers."""
@@ -191,6 +246,14 @@ class DropPath(nn.Module):
         keep_rate = 1 - self.rate
         kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_rate)
         return x * (kept / keep_rate)
+
+    def can_be_skipped(self) -> bool:
+        """Tell whether a call would return its input, and nobody would see it."""
+        return (
+            (not self.training or self.rate == 0)
+            and is_untouched(self, DropPath)
+            and not have_all_modules_hooks()
+        )
 
     def extra_repr(self) -> str:
         """Show the rate."""

@@ -4,6 +4,7 @@
 from torch import Tensor
 
 from . import library, registration
+from .context import is_forward_mode, is_traced
 from .geometry import Geometry, IntOrPair, check_tensors, make_geometry
 from .reference import sample_and_sum, softmax_of
 
@@ -130,11 +131,13 @@ def apply(
     ):
         input, offset, mask = registration.cast_for_autocast(input, offset, mask)
     # A trace holds sizes as tensors, of which Python can not decide; the kernels check.
-    if not registration.is_traced():
+    if not is_traced():
         check_tensors(input, offset, mask, geometry)
-    if library.has_kernels_for(input.device.type):
+    has_kernels = library.has_kernels_for(input.device.type)
+    if has_kernels and not is_forward_mode():
         return registration.run(input, offset, mask, *geometry, softmax)
-    library.warn_slow(input.device.type)
+    if not has_kernels:
+        library.warn_slow(input.device.type)
     if softmax:
         mask = softmax_of(mask, geometry)
     return sample_and_sum(input, offset, mask, geometry)

@@ -93,7 +93,7 @@ def make_geometry(
     if groups < 1:
         raise ValueError(f'groups: expected at least 1, got {groups}')
     offset_scale = number(
-        'offset_scale', offset_scale, 'a float that is finite', lambda scale: True
+        'offset_scale', offset_scale, 'a finite float', lambda scale: True
     )
     remove_center = flag('remove_center', remove_center)
     if remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0 or kernel == (1, 1)):

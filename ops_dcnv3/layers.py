@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from . import library
 from .arguments import choice
-from .registration import is_traced
+from .context import is_observed
+from .registration import autocast_dtype, run_below_autograd
 
 ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
@@ -44,7 +45,24 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
             return _run_kernel(x, weight, bias)
         if x.dim() > 1:
             return _Linear.apply(x, weight, bias, False)
+    if _is_kept_by_inductor(x) and (found := plain_parameters(layer, nn.Linear)):
+        weight, bias = found
+        return F.linear(x, weight) + bias
     return layer(x)
+
+
+def _is_kept_by_inductor(x: Tensor) -> bool:
+    """Tell whether a compiler for the CPU may keep the output for the backward pass.
+
+    Inductor then compares the strides of the output if it is a view, as the whole
+    layer's would be, and ends where they are of dynamic sizes (PyTorch 2.11: 'cannot
+    determine truth value of Relational').
+    """
+    return (
+        torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and x.device.type == 'cpu'
+    )
 
 
 def linear_of_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -92,7 +110,8 @@ class _Linear(torch.autograd.Function):
 
 
 def _run_kernel(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.ops_dcnv3.linear_forward.default(x, weight, bias)
+    operator = torch.ops.ops_dcnv3.linear_forward.default
+    return run_below_autograd(operator, x, weight, bias)
 
 
 def has_linear_kernel(x: Tensor) -> bool:
@@ -101,7 +120,7 @@ def has_linear_kernel(x: Tensor) -> bool:
 
 
 def _suits_linear_kernel(x: Tensor) -> bool:
-    return _is_plain(x) and _is_eager(x) and _has_fast_linear_kernel()
+    return _is_plain(x) and not is_observed() and _has_fast_linear_kernel()
 
 
 @functools.cache
@@ -129,17 +148,6 @@ def is_untouched(module: nn.Module, expected: type) -> bool:
     )
 
 
-def have_all_modules_hooks() -> bool:
-    """Tell whether somebody waits for the calls of every module."""
-    hooks = nn.modules.module
-    return bool(
-        hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
-        or hooks._global_backward_hooks
-        or hooks._global_backward_pre_hooks
-    )
-
-
 def is_plain_linear(layer: nn.Module) -> bool:
     """Tell whether it is an untouched linear layer, whose weights are plain tensors.
 
@@ -151,6 +159,29 @@ def is_plain_linear(layer: nn.Module) -> bool:
         and type(weight) is nn.Parameter
         and (bias is None or type(bias) is nn.Parameter)
     )
+
+
+def check_matches(name: str, x: Tensor, layer_name: str, layer: nn.Module) -> None:
+    """Check that ``x`` has dtype and device of the first layer that it goes through.
+
+    Only of a plain layer: others may cast or move what they get. Autocast casts.
+
+    Raises:
+        TypeError: Of another dtype.
+        ValueError: On another device.
+    """
+    weight: Any = layer._parameters.get('weight')
+    if type(weight) is not nn.Parameter or not is_untouched(layer, type(layer)):
+        return
+    if x.device != weight.device:
+        raise ValueError(
+            f'{name}: expected device {weight.device} as {layer_name}.weight, '
+            f'got {x.device}'
+        )
+    if x.dtype != weight.dtype and autocast_dtype(x.device.type) is None:
+        raise TypeError(
+            f'{name}: expected {weight.dtype} as {layer_name}.weight, got {x.dtype}'
+        )
 
 
 def plain_parameters(layer: nn.Module, expected: type) -> list[Tensor] | None:
@@ -197,40 +228,26 @@ def is_plain_inference(x: Tensor) -> bool:
 
 
 def is_unobserved(x: Tensor) -> bool:
-    """Tell whether no one looks at which operators run.
-
-    Gradients, compilers, tracers, counters and the transforms of ``torch.func`` need
-    those that they know; hooks on all modules wait for each of them.
-    """
-    return not torch.is_grad_enabled() and _is_eager(x)
+    """Tell whether no one looks at which operators run, not even autograd."""
+    return not torch.is_grad_enabled() and type(x) is Tensor and not is_observed()
 
 
 def _is_plain(x: Tensor) -> bool:
     return (
-        x.dtype == torch.float32
+        type(x) is Tensor
+        and x.dtype == torch.float32
         and x.device.type == 'cpu'
         and not torch.is_autocast_enabled('cpu')
     )
 
 
-def _is_eager(x: Tensor) -> bool:
-    """Tell the same as :func:`is_unobserved` of all but gradients."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and not is_traced()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and not have_all_modules_hooks()
-    )
-
-
 def keeps_for_backward() -> bool:
-    """Tell whether layers keep tensors for gradients, in code that nobody traces.
+    """Tell whether layers keep tensors for gradients, and may run again instead.
 
-    And of whose calls nobody counts: some are left out, or come twice.
+    While somebody looks they do not: calls would be left out, or come twice. Nor in
+    compiled code: compilers decide for themselves what to compute again.
     """
-    return torch.is_grad_enabled() and not is_traced() and not have_all_modules_hooks()
+    return torch.is_grad_enabled() and not is_observed()
 
 
 class ToChannelsFirst(nn.Module):

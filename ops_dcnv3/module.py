@@ -6,17 +6,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from . import library
 from .arguments import flag, integer
+from .context import is_traced
 from .functional import apply
-from .geometry import Geometry, IntOrPair, make_geometry, to_pair
+from .geometry import Geometry, IntOrPair, check_channels_last, make_geometry, to_pair
 from .layers import (
     ToChannelsLast,
     build_act_layer,
     build_norm_layer,
+    check_matches,
     has_linear_kernel,
     is_exact_gelu,
     is_plain_inference,
@@ -28,7 +31,7 @@ from .layers import (
     parameters_of_norm,
     plain_parameters,
 )
-from .registration import autocast_dtype
+from .registration import autocast_dtype, run_below_autograd
 
 #: Depthwise kernels for which CUDA has more than a plain loop, in whole vectors of
 #: channels; and how many channels fit into the shared memory of a block in float64.
@@ -177,10 +180,12 @@ class DCNv3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``."""
+        self._check(x)
         if self._is_layer_fused and has_linear_kernel(x):
             of_layers = self._plain_layers()
             if of_layers:
                 return self._run_at_once(x, of_layers, ([], 0.0), add_input=False)
+        check_matches('x', x, 'input_proj', self.input_proj)
         autocast = autocast_dtype(x.device.type)
         if autocast and x.dtype == torch.float32 and is_unobserved(x):
             # Otherwise it is cast twice, for the projection and for the branch.
@@ -205,11 +210,17 @@ class DCNv3(nn.Module):
             x: ``(N, H, W, C)``.
             norm: A LayerNorm over channels, of :func:`.layers.build_norm_layer`.
         """
+        self._check(x)
         if self._is_layer_fused and has_linear_kernel(x):
             of_layers, of_norm = self._plain_layers(), parameters_of_norm(norm)
             if of_layers and of_norm:
                 return self._run_at_once(x, of_layers, of_norm, add_input=True)
         return x + self(norm(x))
+
+    def _check(self, x: Tensor) -> None:
+        # A trace holds sizes as tensors, of which Python can not decide.
+        if not is_traced():
+            check_channels_last('x', x, self.channels)
 
     def _run_at_once(
         self,
@@ -218,9 +229,9 @@ class DCNv3(nn.Module):
         of_norm: tuple[list[Tensor], float],
         add_input: bool,
     ) -> Tensor:
-        return torch.ops.ops_dcnv3.layer_forward.default(
-            x, *of_layers, *of_norm, add_input, *self.geometry
-        )
+        operator = torch.ops.ops_dcnv3.layer_forward.default
+        args = (*of_layers, *of_norm, add_input, *self.geometry)
+        return run_below_autograd(operator, x, *args)
 
     def _predict(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """Predict the logits of masks, the weights of centres and, last, the offsets.
@@ -244,7 +255,8 @@ class DCNv3(nn.Module):
             branch = self._plain_branch()
             if branch and self._has_kernel_for_branch(x, branch[0][0].dtype):
                 parameters, eps = branch
-                return torch.ops.ops_dcnv3.branch_forward(x, *parameters, eps)
+                operator = torch.ops.ops_dcnv3.branch_forward.default
+                return run_below_autograd(operator, x, *parameters, eps)
         return self.dw_conv(x.permute(0, 3, 1, 2))
 
     def _has_kernel_for_branch(self, x: Tensor, weight_dtype: torch.dtype) -> bool:
@@ -313,10 +325,13 @@ class DCNv3(nn.Module):
         """
         device_type = branch.device.type
         autocast = autocast_dtype(device_type)
-        if (autocast or self.offset.weight.dtype) != torch.bfloat16:
+        if (autocast or branch.dtype) != torch.bfloat16:
             return linear(self.offset, branch)
-        weight, bias = self.offset.weight, self.offset.bias
         with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
+            parameters = plain_parameters(self.offset, nn.Linear)
+            if parameters is None:
+                return _run_in_float32(self.offset, branch)
+            weight, bias = parameters
             if (
                 branch.is_cuda
                 and branch.dtype == weight.dtype == torch.bfloat16
@@ -339,6 +354,19 @@ class DCNv3(nn.Module):
             center.unflatten(-1, group_shape),
             scale.unsqueeze(-1),
         ).flatten(-2)
+
+
+def _run_in_float32(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call a layer of any kind, with its hooks, on float32 copies of its parameters.
+
+    Only of plain ones: adapters and quantised layers decide for themselves.
+    """
+    widened = {
+        name: parameter.float()
+        for name, parameter in layer.named_parameters()
+        if type(parameter) is nn.Parameter and parameter.is_floating_point()
+    }
+    return functional_call(layer, widened, (x.float(),))
 
 
 def _settings_of(conv: Any) -> tuple[Any, ...]:

@@ -87,6 +87,7 @@ expected = torch.nn.functional.gelu(x.double() @ w.double().t()) @ v.double().t(
 assert relative_error(output, expected) < FORWARD[torch.float32]
 layer, x = make_layer(), torch.randn(2, 37, 41, 24)
 parameters, eps = layer._plain_layers()
+torch.set_grad_enabled(False)
 output = torch.ops.ops_dcnv3.layer_forward(
     x, parameters, eps, [], 0.0, False, *layer.geometry)
 assert relative_error(output, layer(x)) < FORWARD[torch.float32]
