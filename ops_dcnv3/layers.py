@@ -20,10 +20,11 @@ from .arguments import choice
 from .context import is_observed
 from .registration import autocast_dtype, run_below_autograd
 
+# Not in place, as published: then the layer before could have no backward hook.
 ACT_LAYERS: dict[str, Callable[[], nn.Module]] = {
     'GELU': nn.GELU,
-    'ReLU': lambda: nn.ReLU(inplace=True),
-    'SiLU': lambda: nn.SiLU(inplace=True),
+    'ReLU': nn.ReLU,
+    'SiLU': nn.SiLU,
 }
 NORM_LAYERS = ('LN', 'BN')
 _FORMATS = ('channels_first', 'channels_last')
