@@ -24,6 +24,9 @@ _TURNING_BACKENDS = ('cv2', 'pillow')
 _TURNING_COLOR_TYPES = ('color', 'grayscale')
 
 BUILDABLE = Rule('a data set that can be built')
+WHOLE_BATCH = Rule(
+    'at least one batch', 'take a smaller batch_size, or drop_last=False'
+)
 SAME_LABELS = Rule(
     'the same classes, in the same order, in training and validation',
     'a label is the place of a class',
@@ -65,7 +68,10 @@ def check_datasets(
             evaluators = _as_list(config.get(f'{split}_evaluator'))
             if loader:
                 for dataset in _unwrap(loader['dataset']):
-                    reports.append(_look(dataset, split, evaluators, settings))
+                    report = _look(dataset, split, evaluators, settings)
+                    if dataset is loader['dataset']:
+                        _count_batches(loader, report)
+                    reports.append(report)
     _compare(reports)
     raise_faults(reports)
     return reports
@@ -159,6 +165,16 @@ def _find_use(
         and image.get('color_type', 'color') in _TURNING_COLOR_TYPES,
         load_annotations=TRANSFORMS.build(labels) if labels else None,
     )
+
+
+def _count_batches(loader: Mapping[str, Any], report: Report) -> None:
+    """See that there is a whole batch where the loader drops the last, smaller one."""
+    size, number = loader.get('batch_size', 1), report.num_images
+    endless = 'Infinite' in str(loader.get('sampler', {}).get('type'))
+    if loader.get('drop_last') and not endless and 0 < number < size:
+        report.fault(
+            WHOLE_BATCH, f'{number} images for batches of {size}, and drop_last=True'
+        )
 
 
 def _compare(reports: Sequence[Report]) -> None:

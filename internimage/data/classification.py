@@ -58,6 +58,7 @@ def look(dataset: Any, use: Use, settings: Settings, report: Report) -> None:
     except Exception as error:
         report.fault(READABLE, f'{type(error).__name__}: {error}')
         return
+    report.num_images = len(records)
     classes = dataset.metainfo.get('classes')
     labels = Counter(record['gt_label'] for record in records)
     names = list(classes or map(str, range(max(labels, default=0) + 1)))

@@ -164,6 +164,7 @@ class _Look:
         for name in classes:
             report.counts[name] = self.kept[name]
         crowds = self.kept.pop(CROWD, 0)
+        report.num_images = len(used)
         sizes = [(record['height'], record['width']) for record in records]
         if sizes:
             report.summary.append(

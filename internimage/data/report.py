@@ -51,6 +51,7 @@ class Report:
     Args:
         split: ``'train'``, ``'val'`` or ``'test'``.
         source: The file or folder that the annotations are in.
+        num_images: How many images there are to learn or to measure with.
         summary: How much of what there is; a line each.
         counts: Class name to number of images, objects or pixels that a model gets.
         labels: What the labels 0, 1, ... mean, by the data.
@@ -61,6 +62,7 @@ class Report:
 
     split: str
     source: str
+    num_images: int = 0
     summary: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     labels: tuple[str, ...] = ()

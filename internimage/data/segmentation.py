@@ -102,6 +102,7 @@ def look(dataset: Any, use: Use, settings: Settings, report: Report) -> None:
         else:
             pairs.append(record)
     _look_for_spare_masks(dataset, records, listing, report)
+    report.num_images = len(records)
     opened = sample(pairs, settings.max_opened)
     _Look(dataset, use, report).at(opened, len(records))
 

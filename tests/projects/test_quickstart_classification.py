@@ -2,6 +2,7 @@
 """The quickstart's classification part: data generator, config, table, picture."""
 
 import importlib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,11 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+
+from internimage.data import check_datasets
+from tests.tools.learning_rates import check_rise_and_fall, learning_rates
 
 PROJECT = Path(__file__).parents[2] / 'projects' / 'quickstart'
 sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by path
@@ -130,3 +135,44 @@ def test_demo_reads_folders_for_detection_only(root, capsys):
     with pytest.raises(SystemExit):
         demo.parse_args(['--task', 'classification', '--data', str(root)])
     assert '--data: expected the task detection' in capsys.readouterr().err
+
+
+README_BLOCKS = [
+    (PROJECT / 'README.md', ('# my_classifier.py', '# at the end of my_classifier.py')),
+    (
+        PROJECT.parents[1] / 'configs' / 'classification' / 'README.md',
+        ('# my_classifier.py',),
+    ),
+]
+
+
+@pytest.mark.parametrize(('readme', 'titles'), README_BLOCKS)
+def test_config_for_own_folders(root, tmp_path, readme, titles):
+    """The READMEs' configs read two folders, and their rates fit few images."""
+    for split in scenes.SPLITS:
+        for number, name in enumerate(('apple', 'pear')):
+            source = root / split / shape_crops.CLASSES[number]
+            shutil.copytree(source, tmp_path / 'fruit' / split / name)
+    blocks = re.findall(r'```python\n(.*?)```', readme.read_text(), re.DOTALL)
+    text = ''.join(
+        next(block for block in blocks if block.startswith(title)) for title in titles
+    )
+    here = str(PROJECT.parents[1])
+    for old, new in {
+        '<here>': here,
+        "'configs/": f"'{here}/configs/",
+        '/data/fruit/': f'{tmp_path}/fruit/',
+    }.items():
+        text = text.replace(old, new)
+    path = tmp_path / 'my_classifier.py'
+    path.write_text(text)
+    config = Config.fromfile(path)
+    train, val = check_datasets(config)
+    assert train.counts == val.counts == {'apple': 2, 'pear': 2}
+    check_rise_and_fall(learning_rates(config, epoch_length=3))
+    assert config.model.head.num_classes == 2
+    config.train_dataloader.num_workers = 0
+    config.train_dataloader.persistent_workers = False
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        loader = Runner.build_dataloader(config.train_dataloader)
+    assert len(next(iter(loader))['inputs']) in (4, 16)

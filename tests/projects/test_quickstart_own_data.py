@@ -10,7 +10,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from internimage.data import check_datasets
 from tests.tools import small_models
+from tests.tools.learning_rates import check_rise_and_fall, learning_rates
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / 'projects' / 'quickstart'
@@ -21,6 +23,8 @@ sys.path.remove(str(PROJECT))
 README = (PROJECT / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 (CONFIG,) = (block for block in BLOCKS if block.startswith('# my_config.py'))
+(SMALL_SET,) = (block for block in BLOCKS if block.startswith('# at the end of my_con'))
+(BY_ITERATIONS,) = (block for block in BLOCKS if 'set, by iterations' in block)
 # Name -> the lines that say where its number of classes is.
 MODELS = {
     match[1]: block
@@ -99,3 +103,55 @@ def test_own_data(data: Path, tmp_path: Path, name: str):
         assert config[f'{split}_evaluator'].ann_file.startswith(str(data))
     kind = 'segm' if 'Mask' in family else 'bbox'
     assert runner.message_hub.get_scalar(f'val/coco/{kind}_mAP').current() >= 0
+
+
+def write_small_set_config(folder: Path, data: Path, name: str) -> Path:
+    """Write the config with the README's lines for a small set at its end."""
+    path = write_config(folder, data, name, CASES[name][0])
+    lines = SMALL_SET
+    if '20k' in name:
+        start, end = lines.index('max_epochs ='), lines.index('custom_hooks')
+        lines = lines[:start] + BY_ITERATIONS + lines[end:]
+    path.write_text(path.read_text() + lines)
+    return path
+
+
+@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('num_images', [4, 83])
+def test_the_rate_of_a_small_set_rises_and_falls(
+    data: Path, tmp_path: Path, name: str, num_images: int
+):
+    config = Config.fromfile(write_small_set_config(tmp_path, data, name))
+    check_rise_and_fall(learning_rates(config, epoch_length=num_images // 2))
+    check_datasets(config)  # all steps of the pipelines can be built
+    for split, number in (('train', 2), ('val', 1), ('test', 1)):
+        pipeline = config[f'{split}_dataloader'].dataset.pipeline
+        assert pipeline[number].scale == (800, 480)
+
+
+@pytest.mark.parametrize('name', list(CASES)[:3])
+def test_the_rate_of_the_recipe_does_not(data: Path, tmp_path: Path, name: str):
+    config = Config.fromfile(write_config(tmp_path, data, name, CASES[name][0]))
+    assert max(learning_rates(config, epoch_length=2)) < 0.1
+
+
+def test_a_small_set_trains(data: Path, tmp_path: Path):
+    name = 'faster-rcnn_internimage-t_fpn_1x_coco'
+    path = write_small_set_config(tmp_path, data, name)
+    text = path.read_text()
+    for old, new in {
+        'max_epochs = 40': 'max_epochs = 10',
+        '800, 480': '128, 96',
+    }.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
+    config = Config.fromfile(path)
+    config.merge_from_dict(CASES[name][1])
+    config.train_cfg.val_interval = config.default_hooks.checkpoint.interval = 10
+    config.work_dir = str(tmp_path)
+    config.experiment_name = 'own_data_small_set'
+    runner = Runner.from_cfg(config)
+    runner.train()
+    assert runner.iter == 10 * 2
+    assert runner.message_hub.get_scalar('val/coco/bbox_mAP').current() >= 0

@@ -13,6 +13,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
+from internimage.data import check_datasets
+from tests.tools.learning_rates import check_rise_and_fall, learning_rates
 from tests.tools.small_models import SIX_VIEWS, UPERNET, as_arguments
 from tests.tools.test_train_test import ROOT, run
 
@@ -101,3 +103,28 @@ def test_one_class_learns_nothing(folder: Path):
     labels[0, 0, 0] = 1
     with pytest.raises(IndexError):
         loss(1, labels)
+
+
+def test_a_small_set_fits(folder: Path):
+    """The README's further lines set how long it trains, and the size of the crops."""
+    (lines,) = re.findall(
+        r'```python\n(# a small set: .*?)```', README.read_text(), re.S
+    )
+    path = folder / 'cracks.py'
+    config = Config.fromfile(path)
+    assert max(learning_rates(config, 1)[:1000]) < 0.7
+    path.write_text(path.read_text() + lines)
+    config = Config.fromfile(path)
+    check_rise_and_fall(learning_rates(config, 1))
+    assert config.model.data_preprocessor.size == (256, 256)
+    assert config.model.decode_head.num_classes == 2
+    for split in ('train', 'val'):
+        loader = config[f'{split}_dataloader']
+        loader.dataset.data_root = str(folder / loader.dataset.data_root)
+    train, val = check_datasets(config)
+    assert train.labels == val.labels == ('background', 'crack')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        (sample, *_) = DATASETS.build(config.train_dataloader.dataset)
+        (tested, *_) = DATASETS.build(config.val_dataloader.dataset)
+    assert sample['inputs'].shape == (3, 256, 256)
+    assert min(tested['inputs'].shape[1:]) == 256

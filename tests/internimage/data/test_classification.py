@@ -160,3 +160,12 @@ def test_a_list_is_counted(root: Path):
 def test_a_faulty_list_is_refused(root: Path, line: str, message: str):
     with pytest.raises(DataError, match=message):
         check_datasets(write_lists(root, line))
+
+
+def test_a_batch_that_is_dropped_is_no_training(root: Path):
+    config = make_config(root)
+    config.train_dataloader.update(batch_size=10, drop_last=True)
+    with pytest.raises(DataError, match='at least one batch, got 9 images for ba'):
+        check_datasets(config)
+    config.train_dataloader.batch_size = 9
+    check_datasets(config)
