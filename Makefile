@@ -4,12 +4,14 @@
 PYTHON ?= python3
 # Tests run in this many processes, each with one thread: models of tests are small.
 JOBS ?= 2
+# How often `make kills` kills.
+KILLS ?= 30
 
 RUN := .venv/bin
 CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build check format test test-gpu test-install bench demo clean
+.PHONY: help setup build check format test test-gpu test-install kills bench demo clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
@@ -44,6 +46,9 @@ test-gpu: setup ## Run the tests that need a CUDA device; without one they fail
 
 test-install: setup ## Install the wheel with all extras into a fresh environment, run the README and mim there
 	@$(RUN)/python -m tests.install.fresh
+
+kills: setup ## Kill small trainings KILLS=30 times; each has to end as if unbroken, bit for bit
+	@OMP_NUM_THREADS=1 $(RUN)/python -m tests.kills --kills $(KILLS)
 
 bench: setup ## Compare the CPU with its targets, in 5 minutes; PUBLISHED=<their ops_dcnv3> adds the published code
 	@$(RUN)/python tools/benchmarks/targets.py --run \
