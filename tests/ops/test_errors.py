@@ -101,7 +101,11 @@ BAD_SETTINGS = {
         r'padding: .*at least 0, got \(-1, 1\)',
     ),
     'dilation': (dict(dilation=0), ValueError, 'dilation: expected at least 1, got 0'),
-    'scale_text': (dict(offset_scale='2'), TypeError, 'offset_scale: expected a finite float'),
+    'scale_text': (
+        dict(offset_scale='2'),
+        TypeError,
+        'offset_scale: expected a finite float',
+    ),
     'center_even': (
         dict(kernel_size=(3, 2), remove_center=True),
         ValueError,
