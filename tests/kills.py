@@ -274,8 +274,8 @@ def kill_and_resume(bench: Bench, num_kills: int, rng: random.Random) -> int:
             num_here += 1
         try:
             differing = differences(bench.unbroken, bench.finish(out))
-        except SystemExit as error:
-            differing = [str(error)]
+        except (SystemExit, Exception) as error:  # whatever: it has not gone on
+            differing = [repr(error)]
         num_done += num_here
         num_good += 0 if differing else num_here
         if differing:

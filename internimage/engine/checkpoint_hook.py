@@ -49,16 +49,29 @@ class WholeCheckpointHook(CheckpointHook):
         self.file_backend = _PatientBackend(self.file_backend, str(self.out_dir))
         if not is_main_process():
             return
-        for step in info.get('outdated_ckpt_ids', []):
-            if isinstance(step, int):
-                self._remove_checkpoint(step)
-        self.file_backend.remove_now(keep=[])
+        self._finish_saving(runner, info.get('outdated_ckpt_ids', []))
         if isinstance(self.file_backend.backend, LocalBackend):
             # `last_checkpoint` is in the work folder, wherever checkpoints go.
             for folder in {str(self.out_dir), str(runner.work_dir)}:
                 for path in find_leftovers(folder):
                     path.unlink(missing_ok=True)
                     runner.logger.info(f'{path}: removed, a killed run left it half')
+
+    def _finish_saving(self, runner: Any, outdated: list[Any]) -> None:
+        """Do what a kill right after the checkpoint was whole has left undone."""
+        steps = getattr(self, 'keep_ckpt_ids', None)
+        if not steps or not self.file_backend.isfile(self._path(steps[-1])):
+            return  # not resumed, or from a checkpoint of another folder
+        _write_pointer(runner, self._path(steps[-1]))
+        for step in outdated:
+            if isinstance(step, int) and step not in steps:
+                self._remove_checkpoint(step)
+        self.file_backend.remove_now(keep=[])
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(
+            self.out_dir, self.filename_tmpl.format(step)
+        )
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict) -> None:
         """Save a checkpoint, name it in ``last_checkpoint``, then delete old ones.
@@ -78,12 +91,11 @@ class WholeCheckpointHook(CheckpointHook):
             for old_step in outdated:
                 self._remove_checkpoint(old_step)
 
-        name = self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        self.last_ckpt = self._path(step)
         hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
             self.out_dir,
-            name,
+            self.filename_tmpl.format(step),
             self.file_client_args,
             save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler,
@@ -93,8 +105,7 @@ class WholeCheckpointHook(CheckpointHook):
             **self.args,
         )
         if is_main_process():
-            pointer = os.path.join(runner.work_dir, 'last_checkpoint')
-            write_whole(pointer, os.fsencode(self.last_ckpt))
+            _write_pointer(runner, self.last_ckpt)
         self.file_backend.remove_now(keep=self._current())
 
     def _save_best_checkpoint(self, runner: Any, metrics: dict) -> None:
@@ -105,9 +116,7 @@ class WholeCheckpointHook(CheckpointHook):
         """Remove the checkpoint of a step, when the backend comes to it."""
         if not is_main_process():
             return
-        path = self.file_backend.join_path(
-            self.out_dir, self.filename_tmpl.format(step)
-        )
+        path = self._path(step)
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):  # DeepSpeed's
@@ -159,3 +168,7 @@ class _PatientBackend:
             elif place not in kept:
                 with contextlib.suppress(FileNotFoundError):
                     remove(path)
+
+
+def _write_pointer(runner: Any, path: str) -> None:
+    write_whole(os.path.join(runner.work_dir, 'last_checkpoint'), os.fsencode(path))

@@ -66,6 +66,14 @@ def load(path: Path) -> Config:
 
 
 @every_leaf
+def test_training_is_saved_whole_resumed_exactly_and_stopped_at_nan(path: Path):
+    hooks = load(path).default_hooks
+    assert hooks.checkpoint.type == 'WholeCheckpointHook'
+    assert hooks.random_streams == {'type': 'RandomStreamHook'}
+    assert hooks.finite_loss == {'type': 'FiniteLossHook'}
+
+
+@every_leaf
 def test_backbone_and_neck_fit(path: Path):
     config = load(path)
     with DefaultScope.overwrite_default_scope(config.default_scope):

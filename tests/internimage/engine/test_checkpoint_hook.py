@@ -39,7 +39,7 @@ def train_and_die(settings: dict, function: str, count: int, **arguments: Any) -
     ('function', 'count'),
     [
         *(('fsync', count) for count in (1, 5, 11, 15)),
-        *(('replace', count) for count in (2, 6)),
+        *(('replace', count) for count in (2, 6, 7)),
         *(('remove', count) for count in (1, 2)),
     ],
 )
@@ -63,6 +63,7 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(
     settings['load_from'] = found
     assert in_child(train, settings, resume=found is not None) == 0
     assert [n for n in names(tmp_path) if 'best' not in n] == ['epoch_2.pth']
+    assert (tmp_path / 'last_checkpoint').read_text().endswith('/epoch_2.pth')
     assert find_leftovers(tmp_path) == []
 
 
