@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train the model of a config, for any OpenMMLab codebase. ``mim train`` runs this."""
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -68,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         Runner.from_cfg(config).train()
     except (NonFiniteError, ResumeError, SaveError) as error:
         sys.exit(f'train: {error}')
+    except OSError as error:  # of a log file
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f'train: {error}: make room and go on with --resume')
 
 
 if __name__ == '__main__':

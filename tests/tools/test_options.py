@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of tools/train.py and tools/test.py, by the config they lead to."""
 
+import errno
 import os
 import runpy
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from internimage.engine import NonFiniteError, SaveError
 from tests.internimage.engine.test_resuming import write_checkpoint
 
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -136,6 +138,31 @@ def test_resume_stops_where_nothing_loads(run: Run, tmp_path: Path):
     with pytest.raises(SystemExit) as stopped:
         run('train', '--resume', '--work-dir', str(tmp_path))
     assert f'train: {tmp_path}: no checkpoint here can be resumed' in stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ('error', 'says'),
+    [
+        (NonFiniteError('iteration 5: loss is nan'), 'iteration 5: loss is nan'),
+        (SaveError(errno.ENOSPC, 'a.pth: not saved'), 'a.pth: not saved'),
+        (
+            OSError(errno.ENOSPC, 'No space left on device', 'a.json'),
+            "[Errno 28] No space left on device: 'a.json': make room and go on with "
+            '--resume',
+        ),
+    ],
+)
+def test_an_end_of_training_is_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+):
+    runner = Mock(**{'train.side_effect': error})
+    monkeypatch.setattr(Runner, 'from_cfg', lambda _: runner)
+    with pytest.raises(SystemExit) as stopped:
+        run('train')
+    assert stopped.value.code == f'train: {says}'
+    runner.train.side_effect = FileNotFoundError(2, 'of a data set')
+    with pytest.raises(FileNotFoundError):
+        run('train')
 
 
 def test_any_config_gets_our_hooks(run: Run):
