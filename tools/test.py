@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Test the model of a config, for any OpenMMLab codebase. ``mim test`` runs this."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
 from _cli import load_config, make_parser
 from mmengine.config import Config
 from mmengine.runner import Runner
+
+from internimage.engine import SaveError
 
 
 def dump_predictions(config: Config, path: str) -> None:
@@ -60,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.model = dict(config.tta_model, module=config.model)
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
 
-    Runner.from_cfg(config).test()
+    try:
+        Runner.from_cfg(config).test()
+    except SaveError as error:
+        sys.exit(f'test: {error}')
 
 
 if __name__ == '__main__':

@@ -55,7 +55,9 @@ class FiniteLossHook(Hook):
             raise ValueError(f'max_skips: expected 0 or more, got {max_skips}')
         self.max_skips = max_skips
         self._handles: list[RemovableHandle] = []
-        self._losses: dict[str, Tensor] = {}  # of the iteration, until they are read
+        self._losses: list[
+            tuple[str, Tensor]
+        ] = []  # of the iteration, until they are read
         self._batch: Any = None
         self._is_spoilt = False  # whether the gradients are
 
@@ -119,17 +121,15 @@ class FiniteLossHook(Hook):
 
     def _keep_losses(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """Take note of the losses that a forward pass in training returns."""
-        if module.training and isinstance(outputs, dict):
-            for name, value in outputs.items():
-                if 'loss' in name:  # as mmengine chooses what to add up
-                    values = value if isinstance(value, list | tuple) else [value]
-                    means = [
-                        v.detach().float().mean()
-                        for v in values
-                        if isinstance(v, Tensor)
-                    ]
-                    if means:
-                        self._losses[name] = torch.stack(means).sum()
+        if not module.training or not isinstance(outputs, dict):
+            return
+        for name, value in outputs.items():
+            if 'loss' not in name:  # as mmengine chooses what to add up
+                continue
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(part, Tensor):
+                    loss = part.detach().float()
+                    self._losses.append((name, loss.mean() if loss.ndim else loss))
 
     def _check(self, runner: Any) -> None:
         """Read the losses kept since the last time; stop or skip if one is not finite.
@@ -139,8 +139,9 @@ class FiniteLossHook(Hook):
         """
         if not self._losses:
             return
-        names, values = list(self._losses), torch.stack([*self._losses.values()])
-        self._losses = {}
+        names, losses = zip(*self._losses, strict=True)
+        values = torch.stack(losses)  # to read them at once
+        self._losses = []
         bad = {
             name: value
             for name, value in zip(names, values.tolist(), strict=True)

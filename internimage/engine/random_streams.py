@@ -31,8 +31,8 @@ class RandomStreamHook(Hook):
     the sample in the order of its epoch. So nothing that happens elsewhere changes what
     is drawn: a resumed run draws what the unbroken one would have drawn, and the
     number of workers, what they load ahead and validation make no difference. Nothing
-    but seeds needs to be kept; ``random_state`` in the checkpoint has them, with that
-    of the sampler, which mmengine draws anew where the config gives no seed.
+    but seeds needs to be kept: mmengine keeps that of the run, ``random_state`` in the
+    checkpoint has that of the sampler, drawn anew where the config gives none.
 
     A run killed anywhere and resumed is bit for bit the unbroken one on the CPU, if its
     checkpoints hold the optimizer. Loops of mmengine set these limits:
@@ -62,14 +62,14 @@ class RandomStreamHook(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         sampler = _seeded_sampler(runner.train_dataloader)
         checkpoint['random_state'] = {
-            'seed': runner.seed,
             'sampler_seed': None if sampler is None else int(sampler.seed),
             'world_size': get_world_size(),
         }
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if runner._resume:  # as mmengine's EMAHook asks
-            self._saved = checkpoint.get('random_state', {})
+            saved = checkpoint.get('random_state')
+            self._saved = saved if isinstance(saved, dict) else {}
 
     def before_train(self, runner: Any) -> None:
         loader = runner.train_dataloader

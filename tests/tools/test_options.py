@@ -165,6 +165,17 @@ def test_an_end_of_training_is_one_sentence(
         run('train')
 
 
+def test_predictions_that_cannot_be_saved_are_one_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    error = SaveError(errno.ENOSPC, 'a.pkl: not saved')
+    runner = Mock(**{'test.side_effect': error})
+    monkeypatch.setattr(Runner, 'from_cfg', lambda _: runner)
+    with pytest.raises(SystemExit) as stopped:
+        run('test', 'a.pth', '--out', 'a.pkl')
+    assert stopped.value.code == 'test: a.pkl: not saved'
+
+
 def test_any_config_gets_our_hooks(run: Run):
     ours = {
         'random_streams': {'type': 'RandomStreamHook'},
