@@ -194,10 +194,10 @@ class Bench:
         self.unbroken = self.finish('unbroken')
         self.seconds = time.monotonic() - start
 
-    def start(self, out: str) -> Any:
+    def start(self, out: str, *arguments: str) -> Any:
         """Start a training, or go on with it, in a process of its own."""
         context = multiprocessing.get_context('fork')
-        process = context.Process(target=self._train, args=(out,))
+        process = context.Process(target=self._train, args=(out, *arguments))
         process.start()
         return process
 
@@ -220,7 +220,7 @@ class Bench:
         process.join()
         return process.exitcode == -signal.SIGKILL
 
-    def _train(self, out: str) -> None:
+    def _train(self, out: str, *arguments: str) -> None:
         gc.freeze()  # mmengine collects garbage, and would look at all modules
         os.chdir(self.folder)
         torch.set_num_threads(1)  # a forked process has lost the others
@@ -232,7 +232,11 @@ class Bench:
             sys.stdout = sys.stderr = log
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            main(['small.py', '--work-dir', out, '--resume'])
+            try:
+                main(['small.py', '--work-dir', out, '--resume', *arguments])
+            except SystemExit as stopped:
+                log.write(f'{stopped}\n')  # as Python does with it
+                os._exit(1)
 
 
 def differences(a: Path, b: Path) -> list[str]:

@@ -2,6 +2,7 @@
 """Trainings that are killed end as if they had not been; ``make kills`` has more."""
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -19,5 +20,13 @@ def test_a_killed_recipe_goes_on_bit_for_bit(name: str, tmp_path: Path):
     assert bench.kill('killed', pointer.exists)
     assert differences(bench.unbroken, bench.finish('killed')) == []
     assert 'resumed epoch: ' in (tmp_path / 'killed.txt').read_text()
+    # And at a rate that spoils the weights, it stops and names the images.
+    rate = ['--cfg-options', 'optim_wrapper.optimizer.lr=1e30']
+    process = bench.start('spoilt', *rate)
+    process.join()
+    assert process.exitcode == 1
+    sentence = (tmp_path / 'spoilt.txt').read_text().splitlines()[-1]
+    assert re.match(r'train: iteration \d: .*loss.* is (nan|inf)', sentence)
+    assert re.search(rf'images: [^;]*{FAMILIES[name].data}/\S+/\d\.(png|jpg)', sentence)
     if name == 'classifier':
         assert kill_and_resume(bench, 3, random.Random(7)) == 3
