@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kills import FAMILIES, Bench, differences, kill_and_resume
+from tests.kills import Bench, differences, kill_and_resume
+from tests.tools.small_trainings import FAMILIES
 
 pytestmark = pytest.mark.slow
 
