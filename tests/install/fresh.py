@@ -5,6 +5,7 @@
 the codebases are installed again, mmcv from pip's cache.
 """
 
+import io
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 import venv
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from tests.tools import test_train_test as small_coco
@@ -99,22 +101,21 @@ def steps(fresh: Fresh) -> None:
     fresh.run('pip check', python, '-m', 'pip', 'check')
     fresh.run('imports', python, '-W', 'ignore', '-c', IMPORTS)
 
-    readme = fresh.folder / 'readme'
-    readme.mkdir()
-    shutil.copy(ROOT / 'tests' / 'install' / 'readme.py', readme)
-    fresh.run('README', python, readme / 'readme.py', ROOT / 'README.md')
+    # A copy: beside the original, Python would find the checkout's packages.
+    program = shutil.copy(ROOT / 'tests' / 'install' / 'readme.py', fresh.work)
+    fresh.run('README', python, program, ROOT / 'README.md')
 
     config = small_coco.CONFIG.name
-    small_coco.write_coco(fresh.work / 'data' / 'coco')
+    with redirect_stdout(io.StringIO()):  # mmdet's, not ours
+        small_coco.write_coco(fresh.work / 'data' / 'coco')
     small = ('--cfg-options', *small_coco.SMALL)
-    fresh.run('mim run', mim, 'run', 'internimage', 'get_flops', config)
-    fresh.run(
-        'mim train', mim, 'train', 'internimage', config, '--work-dir', 'out', *small
-    )
-    checkpoint = ('--checkpoint', 'out/epoch_1.pth')
-    output = fresh.run(
-        'mim test', mim, 'test', 'internimage', config, *checkpoint, *small
-    )
+    path = f'configs/detection/{config}'  # which the README's run has put here
+    fresh.run('mim run', mim, 'run', 'internimage', 'get_flops', path)
+    # By name, which mim looks for among the package's configs.
+    arguments = ('train', 'internimage', config, '--work-dir', 'out', *small)
+    fresh.run('mim train', mim, *arguments)
+    arguments = ('test', 'internimage', config, '--checkpoint', 'out/epoch_1.pth')
+    output = fresh.run('mim test', mim, *arguments, *small)
     assert 'coco/segm_mAP: ' in output
 
 
