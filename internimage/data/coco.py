@@ -31,6 +31,10 @@ IMAGE_ID = Rule('an integer or a text as the id of each image')
 NAME = Rule('a name for each category')
 SIZE = Rule('height and width of each image as positive integers')
 FILE_NAME = Rule('a file_name for each image')
+IMAGE_REFERENCE = Rule(
+    'an image_id for each annotation, of the type of the ids of the images',
+    'ids are compared by value and type: 1 is not "1"',
+)
 REFERENCE = Rule(
     "annotations of the file's categories",
     'mmdet would drop them without a word; compare the ids (often they start at 0 in '
@@ -47,7 +51,7 @@ AREA = Rule(
 )
 CROWD = Rule(
     'iscrowd for each annotation, 0 or 1',
-    'add 0 where it is one object: the evaluation after the training needs it',
+    'write 0 where it is one object: the evaluation after the training needs it',
 )
 
 NO_MASK = Rule(
@@ -58,6 +62,7 @@ NO_MASK = Rule(
 BAD_POLYGON = Rule('polygons of finite numbers')
 RLE_SIZE = Rule('run lengths of the size of the image (h, w)')
 RLE_COUNTS = Rule('run lengths that cover the image exactly')
+NO_IMAGE = 'annotations of an image that the file does not have'
 TOO_FEW_POINTS = 'its mask has no polygon of 3 points or more'
 
 
@@ -194,7 +199,7 @@ def _check_images(
         names[identity] = str(name)
         if needs_file_name and not (isinstance(name, str) and name):
             report.fault(FILE_NAME, place)
-        elif name in files:
+        elif needs_file_name and name in files:
             report.warn('a file is more than one image', place)
         files.add(str(name))
         size: list[Any] = [image.get('height'), image.get('width')]
@@ -211,9 +216,9 @@ def _check_annotations(
     needs_crowd: bool,
 ) -> None:
     ids: set[Hashable] = set()
+    image_texts = {str(identity) for identity in images}
     for annotation in annotations:
-        identity = annotation.get('id')
-        image, category = annotation.get('image_id'), annotation.get('category_id')
+        identity, image = annotation.get('id'), annotation.get('image_id')
         place = f'annotation {identity!r}'
         if not _is_integer(identity):
             report.fault(INTEGER_ID, f'{place} of image {image!r}')
@@ -221,27 +226,40 @@ def _check_annotations(
         if identity in ids:
             report.fault(UNIQUE, f'{place} again')
         ids.add(identity)
-        if not isinstance(image, Hashable) or image not in images:
-            reason = 'annotations of an image that the file does not have'
-            report.leave_out(reason, f'{place} of image {image!r}')
-            # Nothing reads it any further.
-            if _is_integer(category):
-                continue
+        if isinstance(image, Hashable) and image in images:
+            _check_object(
+                annotation,
+                report,
+                f'{place} ({images[image]})',
+                categories,
+                needs_crowd,
+            )
+        elif image is None or str(image) in image_texts:
+            report.fault(IMAGE_REFERENCE, f'{place} with {image!r}')
         else:
-            place = f'{place} ({images[image]})'
-        if not _is_integer(category):
-            report.fault(INTEGER_ID, f'{place} with category_id {category!r}')
-        elif category not in categories:
-            report.fault(REFERENCE, f'{place} of category {category}')
-        _check_box(annotation, report, place)
-        crowd = annotation.get('iscrowd')
-        if needs_crowd and crowd not in (0, 1):
-            report.fault(CROWD, f'{place} with {crowd!r}')
+            report.leave_out(NO_IMAGE, f'{place} of image {image!r}')
     if needs_crowd and 0 in ids:
         report.warn(
             'pycocotools counts an object of id 0 as not found; ids should start at 1',
             'annotation 0',
         )
+
+
+def _check_object(
+    annotation: dict[str, Any],
+    report: Report,
+    place: str,
+    categories: set[Hashable],
+    needs_crowd: bool,
+) -> None:
+    category, crowd = annotation.get('category_id'), annotation.get('iscrowd')
+    if not _is_integer(category):
+        report.fault(INTEGER_ID, f'{place} with category_id {category!r}')
+    elif category not in categories:
+        report.fault(REFERENCE, f'{place} of category {category}')
+    if crowd not in ((0, 1) if needs_crowd else (None, 0, 1)):
+        report.fault(CROWD, f'{place} with {crowd!r}')
+    _check_box(annotation, report, place)
 
 
 def _check_box(annotation: dict[str, Any], report: Report, place: str) -> None:

@@ -66,10 +66,13 @@ FAULTS = {
         drop('annotations', 'category_id'),
         '9 .* with category_id None',
     ),
+    'no image of it': (drop('annotations', 'image_id'), 'annotation 9 with None'),
+    'its image as text': (box(image_id='1'), "an image_id .* annotation 2 with '1'"),
     'ids as text': (
         as_text,
         "integers, got .* category_id '1', .* and 5 more; write 1",
     ),
+    'a crowd of text': (box(iscrowd='0'), f"iscrowd .* {FIRST} with '0'"),
     'an unknown category': (box(category_id=2), f'{FIRST} of category 2; .* start at'),
     'an image twice': (repeat('images'), r'each id once, got image 1 \(1.png\) again'),
     'an annotation twice': (repeat('annotations'), 'once, got annotation 2 .*again'),
