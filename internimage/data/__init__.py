@@ -11,5 +11,6 @@ config needs them.
 from .checking import check_datasets
 from .report import DataError, Report
 from .settings import Settings
+from .showing import show_datasets
 
-__all__ = ['DataError', 'Report', 'Settings', 'check_datasets']
+__all__ = ['DataError', 'Report', 'Settings', 'check_datasets', 'show_datasets']

@@ -167,9 +167,9 @@ class _Look:
         for record in records:
             self._look_at_pair(record)
         if self.sizes:
-            looked = '' if len(records) == total else f', {len(records)} looked at'
+            looked = '' if len(records) == total else f' ({len(records)} opened)'
             report.summary.append(
-                f'{total} images{looked}, of {list_sizes(self.sizes)} pixels (h x w)'
+                f'{total} images{looked} of {list_sizes(self.sizes)} pixels (h x w)'
             )
         if self.pixels:
             self._count()

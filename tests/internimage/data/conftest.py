@@ -94,5 +94,5 @@ class CocoFolder:
 
 @pytest.fixture
 def coco_folder(tmp_path: Path) -> CocoFolder:
-    pytest.importorskip('mmdet')
+    pytest.importorskip('mmdet.datasets')
     return CocoFolder(tmp_path / 'coco')

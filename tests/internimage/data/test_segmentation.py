@@ -75,7 +75,7 @@ def test_a_good_folder_is_counted(root: Path):
     (root / 'images' / 'train' / 'notes.txt').write_text('hello')
     train, val = check_datasets(make_config(root))
     assert str(train).startswith(
-        f'train {root}/images/train\n      3 images, of 20 x 30 p'
+        f'train {root}/images/train\n      3 images of 20 x 30 p'
     )
     assert 'pixels: background ' in str(train)
     assert 'ignored 5 %' in str(train)
