@@ -16,6 +16,8 @@ all that functions do: the products of attention, the sampling of other operator
 and matrix products are counted beside it, by PyTorch's ``FlopCounterMode``.
 
 Models are counted on the meta device, where they take no memory and compute nothing.
+Where what follows the backbone does not run there, as mmcv's deformable convolutions do
+not, or where what runs depends on boxes that were found, it runs on the CPU.
 Importing this module needs mmcv, which comes with every codebase.
 """
 
@@ -33,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
 
+from .backbone import InternImage
 from .codebases import require
 
 try:
@@ -57,6 +60,10 @@ class Complexity(NamedTuple):
     multiply_adds: int
 
 
+class NeedsValuesError(RuntimeError):
+    """The model has to run, and its parameters have no values to run with."""
+
+
 def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     """Count the parameters of a model, and the FLOPs of one image.
 
@@ -65,15 +72,43 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
     masks as ``test_cfg`` allows at most: 1000 and 100 in the published models.
 
     Args:
-        model: Of mmpretrain, mmdet or mmseg, on any device; a copy on the meta device
-            is counted.
+        model: Of mmpretrain, mmdet or mmseg, on any device; a copy is counted.
         shape: Height and width of the image.
+
+    Raises:
+        NeedsValuesError: The model is on the meta device, and parts of it do not run
+            there; build it on the CPU.
+        ValueError: A two-stage detector has no RPN.
     """
-    model = copy.deepcopy(model).to('meta')
+    part = _tested_part(model)
+    if hasattr(part, 'roi_head') and not part.with_rpn:
+        raise ValueError(
+            f'{type(part).__name__}: expected a detector with an RPN; the boxes of one '
+            'without come from a file, and how many is not known'
+        )
+    reason = 'what runs depends on the boxes that it finds'
+    if not _depends_on_boxes(part):
+        try:
+            return _count(_OnMeta(copy.deepcopy(model)), shape)
+        except RuntimeError as error:  # NotImplementedError is one
+            reason = f'{type(error).__name__}: {error}'.strip()
+    parameters = part.named_parameters()
+    if any(p.is_meta for name, p in parameters if not name.startswith('backbone.')):
+        raise NeedsValuesError(
+            f'{type(model).__name__}: expected a model on the CPU, as parts of it do '
+            f'not run on the meta device, got one there ({reason})'
+        )
+    return _count(_OnCpu(copy.deepcopy(model)), shape)
+
+
+def _count(model: '_Pass', shape: tuple[int, int]) -> Complexity:
     products = FlopCounterMode(display=False)
     with _sampling_counted(model) as samplings, products, _RealSizes(), torch.no_grad():
         layers, _ = get_model_complexity_info(
-            _Pass(model), (3, *shape), print_per_layer_stat=False, as_strings=False
+            model,
+            (_in_channels(model), *shape),
+            print_per_layer_stat=False,
+            as_strings=False,
         )
     sampling = sum(samplings)
     return Complexity(
@@ -82,6 +117,13 @@ def count_complexity(model: nn.Module, shape: tuple[int, int]) -> Complexity:
         sampling=sampling,
         multiply_adds=products.get_total_flops() // 2 + sampling,
     )
+
+
+def _in_channels(model: nn.Module) -> int:
+    for module in model.modules():
+        if isinstance(module, InternImage):
+            return module.in_channels
+    return 3
 
 
 @contextmanager
@@ -104,22 +146,113 @@ def _sampling_counted(model: nn.Module) -> Iterator[list[int]]:
 class _Pass(nn.Module):
     """The pass of an image through a model that is counted."""
 
-    model: Any  # its methods depend on the codebase
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, image: Tensor) -> None:
-        names = ('img_shape', 'pad_shape', 'batch_input_shape')
-        sample = BaseDataElement(metainfo=dict.fromkeys(names, tuple(image.shape[2:])))
-        if hasattr(self.model, 'roi_head'):
-            _run_two_stages(self.model, image)
-        elif hasattr(self.model, 'encode_decode'):
+    def _run(self, model: Any, image: Tensor) -> None:
+        """Run all layers of a model of one stage."""
+        metainfo = _metainfo(image)
+        if hasattr(model, 'encode_decode'):
             # Of mmseg, whose mode='tensor' gives its Mask2FormerHead too few arguments.
-            self.model.encode_decode(image, [sample.metainfo])
+            model.encode_decode(image, [metainfo])
         else:
-            self.model(image, [sample], mode='tensor')
+            model(image, [BaseDataElement(metainfo=metainfo)], mode='tensor')
+
+
+class _OnMeta(_Pass):
+    """On the meta device."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.to('meta'))
+
+    def forward(self, image: Tensor) -> None:
+        model = _tested_part(self.model)
+        if hasattr(model, 'roi_head'):
+            _run_two_stages(model, image)
+        else:
+            self._run(model, image)
+
+
+class _OnCpu(_Pass):
+    """The backbone on the meta device, the rest with random features on the CPU."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        part = _tested_part(model)
+        backbone, part.backbone = part.backbone, None
+        part.cpu().backbone = _RandomFeatures(backbone)
+        if hasattr(getattr(part, 'rpn_head', None), 'init_proposal_bboxes'):
+            part.rpn_head.init_weights()  # learned boxes: any others may be no boxes
+        for module in part.modules():
+            if isinstance(getattr(module, 'test_cfg', None), dict):
+                _let_everything_pass(module.test_cfg)
+
+    def forward(self, image: Tensor) -> None:
+        model = _tested_part(self.model)
+        image = torch.zeros(image.shape)
+        if not _depends_on_boxes(model):
+            self._run(model, image)
+            return
+        from mmdet.structures import DetDataSample
+
+        sample = DetDataSample(metainfo=_metainfo(image))
+        model.predict(image, [sample], rescale=False)
+
+
+def _metainfo(image: Tensor) -> dict[str, Any]:
+    names = ('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape')
+    sizes = dict.fromkeys(names, tuple(image.shape[2:]))
+    return {**sizes, 'scale_factor': (1.0, 1.0)}
+
+
+class _RandomFeatures(nn.Module):
+    """Random features of the shapes that a backbone returns."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone.to('meta')
+
+    def forward(self, image: Tensor) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        return tree_map_only(
+            Tensor,
+            lambda x: torch.randn(x.shape, generator=generator),
+            self.backbone(image.to('meta')),
+        )
+
+
+def _let_everything_pass(cfg: dict[str, Any]) -> None:
+    """Change the settings of a test so that all boxes stay that it allows at most."""
+    for key, value in cfg.items():
+        if isinstance(value, dict):
+            _let_everything_pass(value)
+        elif key in ('score_thr', 'min_bbox_size'):
+            cfg[key] = -1
+        elif key in ('iou_threshold', 'iou_thr'):
+            cfg[key] = 2.0  # which no two boxes reach
+
+
+def _tested_part(model: Any) -> Any:
+    """Return what is tested of a model: of a semi-supervised one, one detector."""
+    if hasattr(model, 'semi_test_cfg'):
+        return getattr(model, model.semi_test_cfg.get('predict_on', 'teacher'))
+    return model
+
+
+def _depends_on_boxes(model: Any) -> bool:
+    """Tell whether what runs depends on boxes in another way than by their number."""
+    if not hasattr(model, 'roi_head'):
+        # CondInst and YOLACT predict parameters of masks together with boxes.
+        return bool(getattr(model, 'mask_head', None)) and model.with_bbox
+    roi_head = model.roi_head
+    extractors = _as_list(roi_head.bbox_roi_extractor)
+    return (
+        type(roi_head).__name__ not in ('StandardRoIHead', 'CascadeRoIHead')
+        or roi_head.with_shared_head
+        or hasattr(model, 'semantic_head')
+        or any(type(part).__name__ != 'SingleRoIExtractor' for part in extractors)
+    )
 
 
 def _run_two_stages(detector: Any, image: Tensor) -> None:

@@ -4,6 +4,7 @@
 ``internimage/complexity.py`` says what is counted and what is not.
 """
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from _cli import make_config_parser, read_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from internimage.complexity import Complexity, count_complexity
+from internimage.complexity import Complexity, NeedsValuesError, count_complexity
 
 
 def default_shape(config: Config) -> tuple[int, int] | None:
@@ -33,15 +34,19 @@ def default_shape(config: Config) -> tuple[int, int] | None:
 def count(config: Config, shape: tuple[int, int]) -> Complexity:
     """Count the parameters and FLOPs of the model of a config."""
     with DefaultScope.overwrite_default_scope(config.default_scope):
+        # A copy, as some models change what they are built from.
         with torch.device('meta'):
-            model = MODELS.build(config.model)
-        return count_complexity(model, shape)
+            model = MODELS.build(copy.deepcopy(config.model))
+        try:
+            return count_complexity(model, shape)
+        except NeedsValuesError:
+            return count_complexity(MODELS.build(config.model), shape)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Count and print."""
     parser = make_config_parser(
-        'Count the parameters and FLOPs of a model, in seconds, whatever its size.'
+        'Count the parameters and FLOPs of a model, in seconds, most of any size.'
     )
     parser.add_argument(
         '--shape',
