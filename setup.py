@@ -47,7 +47,8 @@ class BuildPyWithMim(build_py):
             return
         for package in ('_internimage', 'internimage'):
             target = Path(self.build_lib) / package / '.mim'
-            for name in ('configs', 'tools'):
+            # The projects are those that model-index.yml names.
+            for name in ('configs', 'tools', 'projects/inaturalist2018'):
                 shutil.copytree(
                     ROOT / name,
                     target / name,

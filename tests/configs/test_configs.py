@@ -18,11 +18,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
 from internimage import CBInternImage
+from tests.golden import read_json
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
 METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
+ALL_METAFILES = METAFILES + sorted(ROOT.glob('projects/*/metafile.yml'))
 ARCHS = {
     't': 'tiny',
     's': 'small',
@@ -43,7 +45,7 @@ def index() -> dict[str, dict]:
     """Return all models of the index by name; names must be unique."""
     models = [
         model
-        for path in METAFILES
+        for path in ALL_METAFILES
         for model in yaml.safe_load(path.read_text())['Models']
     ]
     by_name = {model['Name']: model for model in models}
@@ -172,14 +174,42 @@ def test_no_dict_is_repeated_in_three_leaves():
 def test_index_lists_every_config():
     models = index()
     stems = {path.stem for path in LEAVES}
-    # Two published configs may be one of ours, which then has two names in the index.
-    assert {Path(model['Config']).stem for model in models.values()} == stems
-    assert stems <= set(models)
     for name, model in models.items():
+        assert (ROOT / model['Config']).is_file()
+        # Two published configs may be one of ours, which then has two names.
         stem = name if name in stems else name.removesuffix('_ms')
-        assert (ROOT / model['Config']).samefile(next(CONFIGS.rglob(f'{stem}.py')))
+        assert Path(model['Config']).stem == stem
+    configs = {model['Config'] for model in models.values()}
+    assert {str(path.relative_to(ROOT)) for path in LEAVES} <= configs
+    assert stems <= set(models)
     imports = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
-    assert imports == [str(path.relative_to(ROOT)) for path in METAFILES]
+    assert imports == [str(path.relative_to(ROOT)) for path in ALL_METAFILES]
+
+
+def test_index_counts_every_published_model():
+    """As a program does that knows the published configs and follows the index."""
+    published = set()
+    for name in ('zoo_classification', 'zoo', 'zoo_segmentation'):
+        published |= set(read_json(f'{name}.json.gz'))
+    root = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    converted = [
+        model['Converted From']
+        for path in root['Import']
+        for model in yaml.safe_load((ROOT / path).read_text())['Models']
+        if 'Converted From' in model
+    ]
+    ours = {of['Code'].split('/blob/')[1].split('/', 1)[1]: of for of in converted}
+    assert not published - set(ours)
+    classifiers = [ours[name] for name in published if 'classification/' in name]
+    assert len({of['Weights'] for of in classifiers}) == 8
+
+
+def test_wheel_ships_what_the_index_names():
+    """The index of an installed package points into the package."""
+    names = re.search(r'for name in \((.*)\):', (ROOT / 'setup.py').read_text())[1]
+    shipped = tuple(ast.literal_eval(f'({names})'))
+    for path in ALL_METAFILES:
+        assert str(path.relative_to(ROOT)).startswith(shipped)
 
 
 @pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)
