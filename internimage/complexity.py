@@ -180,13 +180,17 @@ class _OnCpu(_Pass):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         part = _tested_part(model)
-        backbone, part.backbone = part.backbone, None
-        part.cpu().backbone = _RandomFeatures(backbone)
+        if hasattr(part, 'backbone'):
+            backbone, part.backbone = part.backbone, None
+            part.cpu().backbone = _RandomFeatures(backbone)
         if hasattr(getattr(part, 'rpn_head', None), 'init_proposal_bboxes'):
             part.rpn_head.init_weights()  # learned boxes: any others may be no boxes
         for module in part.modules():
             if isinstance(getattr(module, 'test_cfg', None), dict):
                 _let_everything_pass(module.test_cfg)
+        if hasattr(part, 'roi_head') and part.roi_head.with_mask:
+            for head in _as_list(part.roi_head.mask_head):
+                head.predict_by_feat = _paste_nothing
 
     def forward(self, image: Tensor) -> None:
         model = _tested_part(self.model)
@@ -231,6 +235,11 @@ def _let_everything_pass(cfg: dict[str, Any]) -> None:
             cfg[key] = -1
         elif key in ('iou_threshold', 'iou_thr'):
             cfg[key] = 2.0  # which no two boxes reach
+
+
+def _paste_nothing(mask_preds: Any, results_list: Any, *_: Any, **__: Any) -> Any:
+    """Leave masks out of the results: no layer runs, and random boxes have no place."""
+    return results_list
 
 
 def _tested_part(model: Any) -> Any:

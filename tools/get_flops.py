@@ -12,7 +12,7 @@ from _cli import make_config_parser, read_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from internimage.complexity import Complexity, NeedsValuesError, count_complexity
+from internimage.complexity import Complexity, count_complexity
 
 
 def default_shape(config: Config) -> tuple[int, int] | None:
@@ -34,12 +34,13 @@ def default_shape(config: Config) -> tuple[int, int] | None:
 def count(config: Config, shape: tuple[int, int]) -> Complexity:
     """Count the parameters and FLOPs of the model of a config."""
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        # A copy, as some models change what they are built from.
-        with torch.device('meta'):
-            model = MODELS.build(copy.deepcopy(config.model))
         try:
+            # From a copy, as some models change what they are built from.
+            with torch.device('meta'):
+                model = MODELS.build(copy.deepcopy(config.model))
             return count_complexity(model, shape)
-        except NeedsValuesError:
+        except RuntimeError:
+            # Some need values: NeedsValuesError, or as they compute while being built.
             return count_complexity(MODELS.build(config.model), shape)
 
 
