@@ -59,9 +59,11 @@ def number(
     """Return a number, which also has to be finite."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f'{name}: expected {expected}, got {value!r}')
-    if not math.isfinite(value) or not fits(float(value)):
+    real: Any = value  # Real has no operators for mypy
+    # Dynamo knows no math.isfinite of a number that may change.
+    if not -math.inf < real < math.inf or not fits(float(real)):
         raise ValueError(f'{name}: expected {expected}, got {value!r}')
-    return float(value)
+    return float(real)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -84,13 +84,9 @@ class CBDINOHead(DINOHead):
     """
 
     def __init__(self, cb_first_weight: float = 0.5, **kwargs: Any) -> None:
+        first_weight = number('cb_first_weight', cb_first_weight)
         super().__init__(**kwargs)
-        self.cb_first_weight = number(
-            'cb_first_weight',
-            cb_first_weight,
-            'a number of 0 or more',
-            lambda x: x >= 0,
-        )
+        self.cb_first_weight = first_weight
 
     def loss(
         self,
@@ -156,10 +152,11 @@ class CBDINO(InternImageDINO):
     """
 
     def __init__(self, rule: str | None = None, **kwargs: Any) -> None:
+        if rule is not None:
+            choice('rule', rule, _FREEZING_RULES)
         super().__init__(**kwargs)
         if rule is None:
             return
-        choice('rule', rule, _FREEZING_RULES)
         frozen, trainable = _FREEZING_RULES[rule]
         for name, param in self.named_parameters():
             if _has_any(name, frozen) and not _has_any(name, trainable):

@@ -256,3 +256,30 @@ def test_numbers_of_numpy_for_a_layer():
     assert all(type(side) is int for side in layer.geometry.kernel_size)
     assert layer(torch.zeros(1, 4, 5, 6)).shape == (1, 4, 5, 6)
     assert call_dcnv3(groups=np.int64(1), offset_scale=np.float32(0.5)).shape[1] == 3
+
+
+@pytest.mark.parametrize('rule', [True, 0, ['freeze_backbone'], '', 'freeze_all'])
+def test_a_rule_is_looked_at_before_the_detector_is_built(rule):
+    detection = pytest.importorskip('internimage.detection')
+    with pytest.raises(
+        (TypeError, ValueError), match=r"^rule: expected 'freeze_.* got "
+    ):
+        detection.CBDINO(rule=rule)
+
+
+@pytest.mark.parametrize('num_classes', NO_COUNT)
+def test_classes_are_counted_before_the_head_is_built(num_classes):
+    segmentation = pytest.importorskip('internimage.segmentation')
+    with pytest.raises(
+        (TypeError, ValueError), match=r'^num_classes: expected .* got '
+    ):
+        segmentation.InternImageMask2FormerHead(num_classes=num_classes)
+
+
+@pytest.mark.parametrize('weight', [True, '1', None, NAN, -1.0])
+def test_weight_of_the_first_branch(weight):
+    detection = pytest.importorskip('internimage.detection')
+    with pytest.raises(
+        (TypeError, ValueError), match=r'^cb_first_weight: expected .* got '
+    ):
+        detection.CBDINOHead(cb_first_weight=weight)
