@@ -20,7 +20,6 @@ from internimage.engine import (
 )
 from internimage.engine.batch_size import check_batch_size
 
-
 # What tells the rank of a process before the job is initialised, by launcher.
 RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
