@@ -26,12 +26,11 @@ namespace dcnv3 {
 // Raise a RuntimeError of Python unless the condition holds. Messages are built
 // only then. (PyTorch's STD_TORCH_CHECK puts the name of the source file before
 // the message, which is a path of the machine that built the library.)
-#define DCNV3_CHECK(condition, ...)           \
-  do {                                        \
-    if (!(condition)) {                       \
-      throw std::runtime_error(               \
-          ::dcnv3::joined_text(__VA_ARGS__)); \
-    }                                         \
+#define DCNV3_CHECK(condition, ...)                                \
+  do {                                                             \
+    if (!(condition)) {                                            \
+      throw std::runtime_error(::dcnv3::joined_text(__VA_ARGS__)); \
+    }                                                              \
   } while (false)
 
 template <typename... Parts>
@@ -66,9 +65,8 @@ inline std::string text_of(torch::headeronly::IntHeaderOnlyArrayRef sizes) {
 }
 
 inline std::string device_of(const Tensor& tensor) {
-  return tensor.is_cuda()
-      ? "cuda:" + std::to_string(tensor.get_device_index())
-      : "cpu";
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index())
+                          : "cpu";
 }
 
 // Check that a tensor has the dtype, and is on the device, of another one.

@@ -292,9 +292,8 @@ inline void plan_samples(
       store<acc_t>(plan.lx() + i, lx);
       store_integers<acc_t>(
           plan.inside() + i,
-          is_inside &
-              ((has_top & P::kTop) | (has_bottom & P::kBottom) |
-               (has_left & P::kLeft) | (has_right & P::kRight)));
+          is_inside & ((has_top & P::kTop) | (has_bottom & P::kBottom) |
+                       (has_left & P::kLeft) | (has_right & P::kRight)));
     }
   }
 }

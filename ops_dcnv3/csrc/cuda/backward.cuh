@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(Traits::kBlockSize) backward_kernel(
             channels.add(tap, vector * Traits::kVec, scatter, dots);
           }
         }
-        // A product of what is outside with an infinite gradient is NaN.
+    // A product of what is outside with an infinite gradient is NaN.
 #pragma unroll
         for (int corner = 0; corner < 4; ++corner) {
           dots[corner] = tap.has(corner) ? dots[corner] : 0;
