@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
 from . import classification, detection, segmentation
+from .pictures import is_remote
 from .report import DataError, Report, Rule, Tally, raise_faults
 from .settings import Settings, Use
 
@@ -24,6 +26,10 @@ _TURNING_BACKENDS = ('cv2', 'pillow')
 _TURNING_COLOR_TYPES = ('color', 'grayscale')
 
 BUILDABLE = Rule('a data set that can be built')
+MEASURED_FILE = Rule(
+    'an evaluator that measures with the annotation file of its data set',
+    'set ann_file of the evaluator too',
+)
 WHOLE_BATCH = Rule(
     'at least one batch', 'take a smaller batch_size, or drop_last=False'
 )
@@ -117,6 +123,8 @@ def _look(
     except DataError as error:
         # Of a file that cannot be read at all; it is named.
         raise DataError(str(error)) from None
+    if split != 'train':
+        _check_evaluators(evaluators, dataset, report)
     if not report.faults:
         absent = [name for name, count in report.counts.items() if not count]
         if absent and split == 'train':
@@ -165,6 +173,20 @@ def _find_use(
         and image.get('color_type', 'color') in _TURNING_COLOR_TYPES,
         load_annotations=TRANSFORMS.build(labels) if labels else None,
     )
+
+
+def _check_evaluators(
+    evaluators: Sequence[Mapping[str, Any]], dataset: Any, report: Report
+) -> None:
+    """See that an evaluator has the file; another one fails after the training."""
+    for evaluator in evaluators:
+        file, own = evaluator.get('ann_file'), dataset.ann_file
+        if not file or not own or is_remote(file) or is_remote(own):
+            continue
+        if not os.path.exists(file):
+            report.fault(MEASURED_FILE, f'{file}, which does not exist')
+        elif os.path.exists(own) and not os.path.samefile(file, own):
+            report.warn('the evaluator measures with another file', file)
 
 
 def _count_batches(loader: Mapping[str, Any], report: Report) -> None:

@@ -302,3 +302,13 @@ def test_other_data_sets_are_left_alone(coco_folder):
     assert 'not looked at: nothing here knows how CocoPanopticDataset reads' in str(
         train
     )
+
+
+def test_the_evaluator_has_the_file_of_the_data_set(coco_folder):
+    config = coco_folder.config()
+    config.val_evaluator.ann_file = str(coco_folder.path('train'))
+    _, val = check_datasets(config)
+    assert 'the evaluator measures with another file' in str(val)
+    config.val_evaluator.ann_file = 'data/coco/annotations/instances_val2017.json'
+    with pytest.raises(DataError, match=r'val.json: .* evaluator .* does not exist'):
+        check_datasets(config)
