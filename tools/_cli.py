@@ -48,7 +48,15 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def read_config(args: argparse.Namespace) -> Config:
     """Read the config file and apply the options of ``make_config_parser`` to it."""
-    config = Config.fromfile(args.config)
+    try:
+        config = Config.fromfile(args.config)
+    except SyntaxError as error:
+        if 'U+FEFF' not in str(error):
+            raise
+        raise SystemExit(
+            f'error: {args.config}, or a file that it inherits, starts with a '
+            'byte-order mark, which Python does not read: save it as UTF-8 without one'
+        ) from None
     config.merge_from_dict(args.cfg_options)
     return config
 

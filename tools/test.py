@@ -9,6 +9,7 @@ from _cli import load_config, make_parser
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from internimage.data import show_datasets
 from internimage.engine import SaveError
 
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.model = dict(config.tta_model, module=config.model)
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
 
+    show_datasets(config, ['test'])
     try:
         Runner.from_cfg(config).test()
     except SaveError as error:

@@ -2,7 +2,6 @@
 """Train the model of a config, for any OpenMMLab codebase. ``mim train`` runs this."""
 
 import errno
-import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from _cli import load_config, make_parser
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from internimage.data import check_datasets
+from internimage.data import show_datasets
 from internimage.engine import (
     NonFiniteError,
     ResumeError,
@@ -19,14 +18,6 @@ from internimage.engine import (
     complete_hooks,
 )
 from internimage.engine.batch_size import check_batch_size
-
-# What tells the rank of a process before the job is initialised, by launcher.
-RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-
-
-def is_first_process() -> bool:
-    """Tell whether to do what one process of a job does for all."""
-    return all(os.environ.get(name, '0') == '0' for name in RANKS)
 
 
 def set_resume(config: Config, checkpoint: str) -> None:
@@ -76,11 +67,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     try:
         check_batch_size(config)
-        if is_first_process():
-            for report in check_datasets(config):
-                print(report, flush=True)
     except ValueError as error:
         parser.error(str(error))
+    show_datasets(config)
     try:
         if args.resume:
             set_resume(config, args.resume)

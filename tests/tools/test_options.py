@@ -26,6 +26,7 @@ test_dataloader = dict(dataset=dict(pipeline=['plain']))
 test_evaluator = dict(type='Metric')
 default_hooks = dict(visualization=dict(type='Hook'))
 visualizer = dict(type='Visualizer')
+data_check = False  # there is no data
 """
 TTA = """
 tta_model = dict(type='TTAModel')
@@ -252,3 +253,16 @@ def test_tta(run: Run, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         run('test', 'a.pth', '--tta')
     assert 'tta_model' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+@pytest.mark.parametrize('where', ['itself', 'base'])
+def test_a_byte_order_mark_is_named(run: Run, tmp_path: Path, tool: str, where: str):
+    path, base = tmp_path / 'marked.py', tmp_path / 'base.py'
+    encodings = {path: 'utf-8', base: 'utf-8'}
+    encodings[path if where == 'itself' else base] = 'utf-8-sig'
+    base.write_text("default_scope = 'mmdet'\n", encodings[base])
+    path.write_text("_base_ = './base.py'\n", encodings[path])
+    main = runpy.run_path(str(TOOLS / f'{tool}.py'))['main']
+    with pytest.raises(SystemExit, match=r'marked\.py.*starts with a byte-order mark'):
+        main([str(path), *(['x.pth'] if tool == 'test' else [])])
