@@ -82,7 +82,7 @@ def make_runner(work_dir: Path, **kwargs) -> Runner:
         sampler=dict(type='DefaultSampler', shuffle=True),
         collate_fn=dict(type='default_collate'),
     )
-    return Runner(
+    settings = dict(
         model=Toy(),
         work_dir=str(work_dir),
         train_dataloader=loader,
@@ -99,8 +99,8 @@ def make_runner(work_dir: Path, **kwargs) -> Runner:
             ),
         ),
         experiment_name=f'toy_{work_dir.name}',
-        **kwargs,
     )
+    return Runner(**settings | kwargs)
 
 
 def test_checkpoint_of_a_runner_loads_and_resumes(tmp_path):
@@ -123,13 +123,14 @@ def test_checkpoint_of_a_runner_loads_and_resumes(tmp_path):
 def test_history_saved_with_numpy_1_loads(tmp_path):
     # NumPy 2 says numpy._core where NumPy 1 said numpy.core; of one length in a file
     # without memoised strings, so that the bytes can be swapped one for the other.
-    state = [HistoryBuffer([1.5, 2], [1, 1]), np.float64(3), np.array([True])]
+    values = [HistoryBuffer([1.5, 2], [1, 1]), np.float64(3), np.array([True])]
+    state = {'values': values}
     buffer = io.BytesIO()
     torch.save(state, buffer, _use_new_zipfile_serialization=False)
     content = buffer.getvalue()
     assert b'cnumpy._core.multiarray\n' in content
     old = content.replace(b'cnumpy._core.multiarray\n', b'cnumpy.core.multiarray\n')
-    history, scalar, array = load_checkpoint_file(io.BytesIO(old))
+    history, scalar, array = load_checkpoint_file(io.BytesIO(old))['values']
     assert history.current() == 2
     assert scalar == 3
     assert array.tolist() == [True]
@@ -169,7 +170,7 @@ def test_other_files(tmp_path):
         load_checkpoint_file(tmp_path / 'absent.pth')
     page = tmp_path / 'page.pth'
     page.write_text('<html>404</html>')
-    with pytest.raises(pickle.UnpicklingError, match=r'page.pth: expected a PyTorch'):
+    with pytest.raises(pickle.UnpicklingError, match=r'page.pth: .* got an HTML page'):
         load_checkpoint_file(page)
     cut = tmp_path / 'cut.pth'
     torch.save({'x': torch.zeros(1000)}, cut)
@@ -178,8 +179,10 @@ def test_other_files(tmp_path):
         load_checkpoint_file(cut)
     empty = tmp_path / 'empty.pth'
     empty.touch()
-    with pytest.raises(RuntimeError, match=r'empty.pth: could not be read'):
+    with pytest.raises(pickle.UnpicklingError, match=r'empty.pth: .* an empty file'):
         load_checkpoint_file(empty)
+    with pytest.raises(IsADirectoryError, match='expected a checkpoint, got a folder'):
+        load_checkpoint_file(tmp_path)
     with pytest.raises(NotImplementedError, match='pavi://x: no safe loader'):
         CheckpointLoader.load_checkpoint('pavi://x')
 
@@ -197,6 +200,126 @@ def test_safetensors(tmp_path):
 def test_safetensors_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
     path = tmp_path / 'x.safetensors'
-    path.touch()
+    path.write_bytes(b'\2\0\0\0\0\0\0\0{}')
     with pytest.raises(ImportError, match=r'x.safetensors: install safetensors'):
         load_checkpoint_file(path)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_tensors_are_as_torch_reads_them(tmp_path, zipped):
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    content = {
+        'base': base,
+        'a view': base[:, 1:, ::2],
+        'turned': base.permute(2, 0, 1),
+        'empty': torch.empty(0, 3),
+        'number': torch.tensor(3),
+        'parameter': nn.Parameter(torch.ones(2), requires_grad=False),
+        'with gradient': torch.ones(2, requires_grad=True),
+        'dtypes': [
+            torch.ones(3, dtype=dtype)
+            for dtype in (torch.bfloat16, torch.half, torch.uint8, torch.bool)
+        ],
+        'model': nn.BatchNorm2d(3).state_dict(),
+    }
+    if zipped:  # the older format has no name for it
+        content['newest'] = torch.ones(3, dtype=torch.uint16)
+    path = tmp_path / 'x.pth'
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    read, expected = load_checkpoint_file(path), torch.load(path)
+    assert read.keys() == expected.keys()
+    for name in content:
+        torch.testing.assert_close(read[name], expected[name])
+        if isinstance(content[name], torch.Tensor):
+            assert type(read[name]) is type(expected[name])
+            assert read[name].stride() == expected[name].stride()
+            assert read[name].requires_grad == expected[name].requires_grad
+    assert read['model']._metadata == expected['model']._metadata
+    read['base'].zero_()  # in memory of its own, which a view of it shares
+    assert not read['a view'].any()
+
+
+def test_device(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'x': torch.ones(2)}, path)
+    asked = []
+
+    def remember(storage, location):
+        asked.append(location)
+        return storage
+
+    for location in (None, 'cpu', torch.device('cpu'), {'cpu': 'cpu'}, remember):
+        assert load_checkpoint_file(path, location)['x'].device.type == 'cpu'
+    assert asked == ['cpu']
+    assert load_checkpoint_file(path, 'meta')['x'].is_meta
+    with pytest.raises(RuntimeError, match=r'x\.pth: could not be read: .*nowhere'):
+        load_checkpoint_file(path, 'nowhere')
+
+
+def test_file_without_checksums(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({'x': torch.ones(2)}, path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load_checkpoint_file(path)['x'].tolist() == [1, 1]
+
+
+def test_nonfinite_weights_are_taken_when_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': {'a.bias': torch.tensor([1, torch.nan])}}, path)
+    for value in ('', '0'):
+        monkeypatch.setenv('INTERNIMAGE_ALLOW_NONFINITE', value)
+        with pytest.raises(pickle.UnpicklingError, match=r'1 of 1 .* number: a\.bias'):
+            load_checkpoint_file(path)
+    load_checkpoint_file(path, allow_nonfinite=True)
+    monkeypatch.setenv('INTERNIMAGE_ALLOW_NONFINITE', '1')
+    load_checkpoint_file(path)
+    with pytest.raises(pickle.UnpicklingError):
+        load_checkpoint_file(path, allow_nonfinite=False)
+
+
+@pytest.mark.parametrize('wrapper', ['model', 'ema_state_dict', 'module', 'bare'])
+def test_weights_are_judged_wherever_they_are(tmp_path, wrapper):
+    path = tmp_path / 'x.pth'
+    weights = {'a.weight': torch.ones(1), 'b.weight': torch.ones(2).long()}
+    torch.save(weights if wrapper == 'bare' else {wrapper: weights}, path)
+    with pytest.raises(
+        pickle.UnpicklingError, match=r'1 of 2 .* integers.*: b\.weight'
+    ):
+        load_checkpoint_file(path)
+    # An optimizer counts its steps, a batch norm its batches.
+    weights = {
+        'bn.num_batches_tracked': torch.tensor(3),
+        'relative_index': torch.ones(1).int(),
+    }
+    torch.save(
+        {'state_dict': weights, 'optimizer': {'state': {0: {'step': torch.tensor(3)}}}},
+        path,
+    )
+    load_checkpoint_file(path)
+
+
+class Stranger:
+    """What some program keeps in its checkpoints."""
+
+
+@pytest.mark.parametrize('wrapper', ['model', 'state_dict'])
+def test_advised_copy_keeps_all_but_the_stranger(tmp_path, wrapper, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {
+        wrapper: {'x': torch.ones(2)},
+        'optimizer': {'lr': 1},
+        'meta': {'epoch': 3},
+    }
+    hidden = {'a': [{'stranger': Stranger()}]}
+    torch.save(content | {'args': hidden}, 'x.pth')
+    with pytest.raises(pickle.UnpicklingError, match='Stranger') as error:
+        load_checkpoint_file('x.pth')
+    advice = str(error.value).split('write a clean one: ')[1]
+    exec(advice, {'torch': torch})  # what a user does with it
+    clean = load_checkpoint_file('clean.pth')
+    assert clean.keys() == content.keys() | {'args'}
+    assert clean['args'] == {'a': [{}]}
+    assert clean[wrapper]['x'].tolist() == [1, 1]
