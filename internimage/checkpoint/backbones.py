@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ops_dcnv3.arguments import flag
 
 from .key_maps import ANCHOR, convert_published, shorten
+from .reading import errors_of
 
 _BACKBONE_KEY = re.compile(r'(patch_embed|levels)\.')
 
@@ -93,7 +94,8 @@ def load_pretrained(
     content = CheckpointLoader.load_checkpoint(
         checkpoint, map_location, logger='current'
     )
-    tensors, left_out = backbone_state_dict(content, prefix)
+    with errors_of(checkpoint):
+        tensors, left_out = backbone_state_dict(content, prefix)
     expected = model.state_dict()
     weight, in_channels = tensors[ANCHOR], expected[ANCHOR].shape[1]
     adapts = flag('adapt_in_channels', adapt_in_channels)

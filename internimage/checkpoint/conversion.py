@@ -20,10 +20,10 @@ def convert_loaded(content: Any) -> Any:
         content: Anything that a checkpoint file can hold.
 
     Returns:
-        ``content`` itself, if it is something else, or from mmengine's runner, or if
-        mmengine finds the right names in it; as ``state_dict``, if these are a whole
-        model's and nothing is around them. Otherwise a dict of the converted weights
-        as ``state_dict``, and of what the file holds beside them.
+        ``content`` itself, if it is something else, or from mmengine's runner, or a
+        backbone alone with the right names. Otherwise a dict of the converted weights
+        as ``state_dict``, of what the file holds beside them, and of ``meta``: mmseg's
+        ``init_model`` wants to have one, if only an empty one.
 
     Raises:
         ValueError: Two weights would get the same name.
@@ -38,9 +38,12 @@ def convert_loaded(content: Any) -> Any:
     wrapper = find_wrapper(content)
     is_found = weights is content.get('state_dict', content)
     if is_found and list(converted) == list(weights):
+        is_backbone = weights is content and _SIGNATURE in weights
+        if is_backbone or 'meta' in content:
+            return content
         # mmengine's EMAHook looks for a model's weights in ``state_dict`` only.
-        is_bare_model = weights is content and _SIGNATURE not in weights
-        return {'state_dict': weights} if is_bare_model else content
+        beside = {} if weights is content else content
+        return {**beside, 'state_dict': weights, 'meta': {}}
     renamed = sum(key not in weights for key in converted)
     print_log(
         'checkpoint: a published InternImage, converted: '
@@ -48,7 +51,7 @@ def convert_loaded(content: Any) -> Any:
         logger='current',
     )
     beside = {key: content[key] for key in content if wrapper and key != wrapper}
-    return {**beside, 'state_dict': converted}
+    return {'meta': {}} | beside | {'state_dict': converted}
 
 
 def _is_from_mmengine(content: Mapping[str, Any]) -> bool:

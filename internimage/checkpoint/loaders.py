@@ -2,9 +2,9 @@
 """The loaders that take the place of mmengine's, for the whole process.
 
 mmengine 0.10 asks ``torch.load`` to run no code (``weights_only=True``), but (a) reads
-the file again with no limits if it is refused, and (b) allows the file to call
-``getattr``, through which a pickle reaches ``exec`` without being refused. So opening
-somebody's checkpoint runs their code.
+the file again with no limits if it is refused, (b) allows the file to call
+``getattr``, through which a pickle reaches ``exec`` without being refused, and (c) runs
+a config that the file holds. So opening somebody's checkpoint runs their code.
 
 A checkpoint is opened in many places (``load_from``, ``resume``, ``init_cfg`` of any
 module), and a limit that holds in some of them protects nobody.
@@ -29,7 +29,8 @@ from mmengine.runner.checkpoint import (
 )
 
 from .downloads import download
-from .reading import load_checkpoint_file
+from .meta import without_code
+from .reading import errors_of, load_checkpoint_file
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
@@ -45,7 +46,8 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
 def load_from_ceph(filename: str, map_location: Any = None) -> Any:
     """Read an object of a petrel store."""
     backend = get_file_backend(filename, backend_args={'backend': 'petrel'})
-    return load_checkpoint_file(io.BytesIO(backend.get(filename)), map_location)
+    content = io.BytesIO(backend.get(filename))
+    return load_checkpoint_file(content, map_location, name=filename)
 
 
 def load_from_torchvision(filename: str, map_location: Any = None) -> Any:
@@ -82,6 +84,9 @@ def _name(filename: str) -> str:
 def register_safe_loaders(finish: Callable[[Any], Any]) -> None:
     """Put the loaders above in the place of all of mmengine's, for the process.
 
+    What mmengine would run or delete files by is taken out of what it gets
+    (:func:`.without_code`).
+
     Args:
         finish: Gets what a loader has read, and returns what mmengine gets.
     """
@@ -102,6 +107,8 @@ def register_safe_loaders(finish: Callable[[Any], Any]) -> None:
 def _followed_by(finish: Callable[[Any], Any], loader: Callable) -> Callable:
     @wraps(loader)  # mmengine logs the name of a loader
     def load(filename: str, map_location: Any = None) -> Any:
-        return finish(loader(filename, map_location))
+        content = without_code(loader(filename, map_location), filename)
+        with errors_of(filename):
+            return finish(content)
 
     return load

@@ -271,7 +271,10 @@ def test_loading_converts_published_files(layout, tmp_path, messages):
     assert list(loaded['state_dict']) == list(expected)
     torch.testing.assert_close(loaded['state_dict'], expected)
     beside = {'model_ema': {}, 'epoch': 3} if layout is classification else {}
-    assert {k: v for k, v in loaded.items() if k != 'state_dict'} == beside
+    assert {k: v for k, v in loaded.items() if k != 'state_dict'} == {
+        'meta': {},
+        **beside,
+    }
     count = len(expected)
     assert messages == [
         'checkpoint: a published InternImage, converted: '
@@ -283,7 +286,7 @@ def test_loading_converts_published_files(layout, tmp_path, messages):
 def test_loading_finds_weights_in_any_wrapper(messages):
     inner = detection(weights())['state_dict']
     loaded = convert_loaded({'module': inner, 'step': 7})
-    assert list(loaded) == ['step', 'state_dict']
+    assert list(loaded) == ['meta', 'step', 'state_dict']
     assert list(loaded['state_dict']) == list(inner)
     assert messages[0].endswith(f': 0 of {len(inner)} tensors renamed')
     nested = convert_loaded({'state_dict': {'model': inner}, 'meta': {'epoch': 12}})
@@ -295,7 +298,7 @@ def test_loading_wraps_a_bare_model_for_ema(messages):
     """As a converted safetensors file holds it; a backbone alone stays as it is."""
     inner = detection(weights())['state_dict']
     loaded = convert_loaded(inner)
-    assert list(loaded) == ['state_dict']
+    assert loaded == {'state_dict': inner, 'meta': {}}
     assert loaded['state_dict'] is inner
     averaged = nn.Module()
     averaged.backbone = small()

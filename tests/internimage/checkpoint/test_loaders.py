@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
+from pathlib import Path
+
 import torch
 from mmengine.runner import CheckpointLoader
 
@@ -37,3 +40,21 @@ def test_petrel(tmp_path, monkeypatch):
     monkeypatch.setattr(loaders, 'get_file_backend', lambda *_, **__: Store())
     loaded = CheckpointLoader.load_checkpoint('s3://bucket/a.pth')
     assert loaded['x'].tolist() == [1, 1]
+
+
+def test_configs_import_the_loaders_before_anything_else():
+    """A config is protected from the moment that it is read."""
+    root = Path(__file__).parents[3]
+    found = [
+        (path, imports)
+        for folder in ('configs', 'projects')
+        for path in (root / folder).rglob('*.py')
+        for imports in re.findall(
+            r"^custom_imports\s*=\s*dict\(\s*imports=\[\s*'([\w.]+)'",
+            path.read_text(encoding='utf-8'),
+            re.MULTILINE,
+        )
+    ]
+    assert len(found) > 5
+    for path, first in found:
+        assert first.split('.')[0] == 'internimage', path
