@@ -13,6 +13,7 @@ from .conversion import convert_loaded
 from .key_maps import convert_published
 from .loaders import register_safe_loaders
 from .reading import load_checkpoint_file
+from .reporting import report_loads
 
 __all__ = [
     'backbone_state_dict',
@@ -21,4 +22,5 @@ __all__ = [
     'load_checkpoint_file',
     'load_pretrained',
     'register_safe_loaders',
+    'report_loads',
 ]
