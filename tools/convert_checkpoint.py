@@ -2,21 +2,30 @@
 """Write a published checkpoint with the names that our models use.
 
 Published files also load as they are, wherever mmengine loads a checkpoint. A converted
-one is for programs that do not import internimage, and to see what goes where.
+one is for programs that do not import internimage, and to see what goes where. A file
+with parts missing is refused, unless ``--allow-missing`` says that it may.
 """
 
 import argparse
+import json
+import os
 import pickle
 import re
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
+from internimage import InternImage
 from internimage.checkpoint import convert_published, load_checkpoint_file
-from internimage.checkpoint.key_maps import innermost, is_known, shorten
+from internimage.checkpoint.completeness import find_gaps
+from internimage.checkpoint.key_maps import ANCHOR, innermost, is_known, shorten
+from internimage.checkpoint.reading import SAFETENSORS_META, errors_of
 
 # mmcv 1 kept the weights before averaging among the model's own, as buffers named
 # after them: `ema_backbone_...`. The other weights of such a file are the averages.
@@ -37,9 +46,8 @@ def convert(path: Path) -> tuple[dict[str, Tensor], dict, str]:
             models.
     """
     content = load_checkpoint_file(path)
-    if not isinstance(content, dict):
-        raise ValueError(f'{path}: expected named tensors, got a {type(content)}')
-    converted = convert_published(content)
+    with errors_of(path):
+        converted = convert_published(content)
     unknown = [n for n in converted if not (is_known(n) or n.startswith(NOT_AVERAGED))]
     if unknown:
         raise ValueError(
@@ -55,6 +63,81 @@ def convert(path: Path) -> tuple[dict[str, Tensor], dict, str]:
     ]
     meta = content.get('meta')
     return kept, meta if isinstance(meta, dict) else {}, format_table(rows)
+
+
+def find_missing(weights: Mapping[str, Tensor], config: Path | None) -> list[str]:
+    """Name what is missing from converted weights.
+
+    Args:
+        weights: As :func:`convert` returns them.
+        config: Of the model that they are for: it knows all names. None to know them
+            by their like (:func:`find_gaps`), and by the size of the backbone.
+    """
+    if config is not None:
+        return sorted(
+            name
+            for name in _names_of_model(config).difference(weights)
+            if not name.endswith('.num_batches_tracked')
+        )
+    missing = find_gaps(weights)
+    starts = {n[: m.start()] for n in weights if (m := re.search(r'levels\.\d+\.', n))}
+    starts |= {n.removesuffix(ANCHOR) for n in weights if n.endswith(ANCHOR)}
+    expected = [f'{start}{n}' for start in starts for n in _backbone(weights, start)]
+    missing += [
+        name
+        for name in expected
+        if name not in weights
+        # A layer scale that starts at 1 changes nothing; a batch norm may count anew.
+        and not name.endswith(('.gamma1', '.gamma2', '.num_batches_tracked'))
+        and not any(name.startswith(f'{part}.') for part in missing)
+    ]
+    return sorted(set(missing))
+
+
+def _backbone(weights: Mapping[str, Tensor], start: str) -> list[str]:
+    """Name the weights of the InternImage that some weights are of.
+
+    One of a published size has the published depths, at least.
+    """
+    names = {n.removeprefix(start) for n in weights if n.startswith(start)}
+    depths: dict[int, int] = defaultdict(int)
+    for name in names:
+        if match := re.match(r'levels\.(\d+)\.blocks\.(\d+)\.', name):
+            level, block = map(int, match.groups())
+            depths[level] = max(depths[level], block + 1)
+    found = [depths[level] or 1 for level in range(max(depths, default=0) + 1)]
+    published = {arch['channels']: arch for arch in InternImage.arch_settings.values()}
+    stem = weights.get(f'{start}patch_embed.conv2.weight')
+    arch = published.get(len(stem), {}) if stem is not None else {}
+    known = arch.get('depths', ())
+    is_larger = len(found) > len(known) or any(
+        a > b for a, b in zip(found, known, strict=False)
+    )
+    if is_larger or not arch:
+        first = 'levels.0.blocks.0.'
+        blocks = [n.split('.')[3] for n in names if '.post_norms.' in n]
+        arch = {
+            'channels': 4,
+            'depths': found,
+            'groups': [1] * len(found),
+            'post_norm': 'levels.0.norm.0.weight' not in names,
+            'res_post_norm': f'{first}res_post_norm1.0.weight' in names,
+            'center_feature_scale': f'{first}dcn.center_feature_scale_proj_weight'
+            in names,
+            'level2_post_norm': bool(blocks),
+            'level2_post_norm_block_ids': sorted({int(block) for block in blocks}),
+        }
+    with torch.device('meta'):
+        expected = list(InternImage(arch).state_dict())
+    # Of a composite backbone, the first has the stem for all.
+    has_stem = not re.search(r'cb_modules\.[1-9]\d*\.$', start)
+    return [n for n in expected if has_stem or not n.startswith('patch_embed.')]
+
+
+def _names_of_model(path: Path) -> set[str]:
+    config = Config.fromfile(path)
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    return set(MODELS.build(config.model).state_dict())
 
 
 def format_table(rows: Iterable[tuple[str, str, Tensor]]) -> str:
@@ -81,14 +164,41 @@ def part_of(name: str) -> str:
 
 
 def save(tensors: dict[str, Tensor], meta: dict, path: Path) -> None:
-    """Write weights in the format that the suffix names; .safetensors has no meta."""
-    if path.suffix == '.safetensors':
-        from safetensors.torch import save_file
+    """Write weights in the format that the suffix names, the whole file or none."""
+    # In the folder of the result: a file is renamed within a file system only.
+    handle, name = tempfile.mkstemp(path.suffix, f'.{path.stem}-', path.parent)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            if path.suffix == '.safetensors':
+                from safetensors.torch import save
 
-        # The format knows no views, and no memory in common.
-        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
-    else:
-        torch.save({'state_dict': tensors, 'meta': meta}, path)
+                # The format knows no views, and no memory in common.
+                copies = {name: tensor.clone() for name, tensor in tensors.items()}
+                said = {'format': 'pt', SAFETENSORS_META: json.dumps(_plain(meta))}
+                file.write(save(copies, said))
+            else:
+                torch.save({'state_dict': tensors, 'meta': meta}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # as `open` would have given it
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: object) -> object:
+    """Turn what JSON does not know into what is nearest; drop a config's text."""
+    if isinstance(value, dict):
+        items = ((k, v) for k, v in value.items() if k not in ('cfg', 'config'))
+        return {str(key): _plain(item) for key, item in items}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return _plain(value.tolist()) if hasattr(value, 'tolist') else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -103,6 +213,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         'target', type=Path, metavar='OUT', help='.pth or .safetensors to write'
     )
+    parser.add_argument(
+        '--config', type=Path, help="the model's config: none of its weights may miss"
+    )
+    parser.add_argument(
+        '--allow-missing', action='store_true', help='convert what is there'
+    )
     args = parser.parse_args(argv)
     if args.target.suffix not in ('.pth', '.safetensors'):
         parser.error(f'OUT: expected .pth or .safetensors, got {args.target}')
@@ -110,10 +226,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f'OUT: {args.target} exists')
     try:
         tensors, meta, table = convert(args.source)
+        missing = find_missing(tensors, args.config)
+        if missing and not args.allow_missing:
+            raise ValueError(
+                f'{args.source}: {len(missing)} parts or weights are missing: '
+                f'{shorten(missing, 12)}; --allow-missing converts the rest'
+            )
+        save(tensors, meta, args.target)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         parser.error(str(error))
-    save(tensors, meta, args.target)
     print(table)
+    if missing:
+        print(f'missing: {shorten(missing, 12)}')
     print(f'{args.target}: written')
 
 
