@@ -7,11 +7,10 @@ with parts missing is refused, unless ``--allow-missing`` says that it may.
 """
 
 import argparse
+import io
 import json
-import os
 import pickle
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from internimage.checkpoint import convert_published, load_checkpoint_file
 from internimage.checkpoint.completeness import find_gaps
 from internimage.checkpoint.key_maps import ANCHOR, innermost, is_known, shorten
 from internimage.checkpoint.reading import SAFETENSORS_META, errors_of
+from internimage.engine import write_whole
 
 # mmcv 1 kept the weights before averaging among the model's own, as buffers named
 # after them: `ema_backbone_...`. The other weights of such a file are the averages.
@@ -165,28 +165,18 @@ def part_of(name: str) -> str:
 
 def save(tensors: dict[str, Tensor], meta: dict, path: Path) -> None:
     """Write weights in the format that the suffix names, the whole file or none."""
-    # In the folder of the result: a file is renamed within a file system only.
-    handle, name = tempfile.mkstemp(path.suffix, f'.{path.stem}-', path.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            if path.suffix == '.safetensors':
-                from safetensors.torch import save
+    if path.suffix == '.safetensors':
+        from safetensors.torch import save
 
-                # The format knows no views, and no memory in common.
-                copies = {name: tensor.clone() for name, tensor in tensors.items()}
-                said = {'format': 'pt', SAFETENSORS_META: json.dumps(_plain(meta))}
-                file.write(save(copies, said))
-            else:
-                torch.save({'state_dict': tensors, 'meta': meta}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # as `open` would have given it
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        # The format knows no views, and no memory in common.
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        said = {'format': 'pt', SAFETENSORS_META: json.dumps(_plain(meta))}
+        content = save(copies, said)
+    else:
+        buffer = io.BytesIO()
+        torch.save({'state_dict': tensors, 'meta': meta}, buffer)
+        content = buffer.getvalue()
+    write_whole(path, content)
 
 
 def _plain(value: object) -> object:

@@ -65,6 +65,8 @@ def load_checkpoint_file(
                 raise IsADirectoryError(f'{name}: expected a checkpoint, got a folder')
             if not path.exists():
                 raise FileNotFoundError(f'checkpoint: no such file: {path}')
+            if not path.is_file():  # opening a pipe would wait for who writes to it
+                raise RuntimeError(f'{name}: expected a file, got a pipe or a device')
             try:
                 file = stack.enter_context(path.open('rb'))
             except OSError as error:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
+import os
 import pickle
 import sys
 from functools import partial
@@ -183,6 +184,10 @@ def test_other_files(tmp_path):
         load_checkpoint_file(empty)
     with pytest.raises(IsADirectoryError, match='expected a checkpoint, got a folder'):
         load_checkpoint_file(tmp_path)
+    pipe = tmp_path / 'pipe.pth'
+    os.mkfifo(pipe)  # nobody will write to it
+    with pytest.raises(RuntimeError, match=r'pipe.pth: expected a file, got a pipe'):
+        load_checkpoint_file(pipe)
     with pytest.raises(NotImplementedError, match='pavi://x: no safe loader'):
         CheckpointLoader.load_checkpoint('pavi://x')
 
