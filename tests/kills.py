@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ class Bench:
                 main(['small.py', '--work-dir', out, '--resume', *arguments])
             except SystemExit as stopped:
                 log.write(f'{stopped}\n')  # as Python does with it
+                os._exit(1)
+            except BaseException:
+                traceback.print_exc(file=log)
                 os._exit(1)
 
 
