@@ -94,10 +94,13 @@ def _refuse(
         )
 
 
-def _is_nonfinite(_: str, tensor: Tensor) -> bool:
+def _is_nonfinite(key: str, tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return False
     if tensor.dtype.itemsize == 1:  # float8: PyTorch does not compute with it
         tensor = tensor.float()
     # 0.1 s per GB, where torch.isfinite takes 9: one pass, nothing written.
-    return not bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
+    extremes = torch.stack(torch.aminmax(tensor.detach()))
+    if key.endswith('mask'):  # of attention: minus infinity where nothing may be seen
+        return bool(extremes.isnan().any())
+    return not bool(extremes.isfinite().all())

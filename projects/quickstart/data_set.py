@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the generators of data sets share: a marker of what is complete, and a program.
-
-And the error of a folder of one's own that is not as expected, in its files or in what
-they say.
-"""
+"""What generators of data sets share: a marker of what is complete, and a program."""
 
 from __future__ import annotations
 
@@ -14,12 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from internimage.data import DataError
+from internimage.engine import write_whole
 
 logger = logging.getLogger(__name__)
-
-
-FolderError = DataError
 
 
 def write_once(
@@ -58,13 +51,13 @@ def write_once(
         )
     root.mkdir(parents=True, exist_ok=True)
     # Written first with no content: an interrupted run is known for what it is.
-    marker.write_text('{}\n')
+    write_whole(marker, b'{}\n')
     for path in found - set(paths):
         path.unlink()
     for folder in {path.parent for path in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     draw()
-    marker.write_text(json.dumps(parameters) + '\n')
+    write_whole(marker, f'{json.dumps(parameters)}\n'.encode())
     return True
 
 

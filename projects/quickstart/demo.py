@@ -37,7 +37,6 @@ if (
 
 try:  # the libraries take seconds to come
     import classification
-    import data_set
     import detection
     import scenes
     import segmentation
@@ -48,7 +47,7 @@ try:  # the libraries take seconds to come
     from mmengine.hooks import Hook
     from mmengine.runner import Runner
 
-    from internimage.data import check_datasets
+    from internimage.data import DataError, check_datasets
 except KeyboardInterrupt:
     print('stopped before it began', file=sys.stderr)
     sys.exit(INTERRUPTED)
@@ -177,7 +176,7 @@ def run(args: argparse.Namespace, say: Say) -> None:
     """Run all steps.
 
     Raises:
-        data_set.FolderError: The folder named by ``--data`` is not as expected, or what
+        DataError: The folder named by ``--data`` is not as expected, or what
             is in it.
     """
     work_dir: Path = args.work_dir
@@ -327,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         try:
             run(args, say)
-        except data_set.FolderError as error:
+        except DataError as error:
             complain(f'error: {error}')
             return 2
         except KeyboardInterrupt:

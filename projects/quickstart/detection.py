@@ -9,9 +9,10 @@ from pathlib import Path
 import cv2
 import picture_grid
 import scenes
-from data_set import FolderError, write_config
+from data_set import write_config
 from mmengine.config import Config
 
+from internimage.data import DataError
 from internimage.data.coco import read_checked
 
 CONFIG_FOLDER = Path(__file__).parent / 'configs'
@@ -90,16 +91,16 @@ def read_classes(root: Path, with_masks: bool) -> tuple[str, ...]:
         with_masks: Whether the model learns from masks.
 
     Raises:
-        FolderError: Something is not there; the message says what was found.
+        DataError: Something is not there; the message says what was found.
     """
     if not root.is_dir():
-        raise FolderError(f'{root}: expected a folder, found none of that name')
+        raise DataError(f'{root}: expected a folder, found none of that name')
     names: dict[str, list[str]] = {}
     for split in scenes.SPLITS:
         path = root / 'annotations' / f'instances_{split}.json'
         if not path.is_file() or not (root / split).is_dir():
             found = ', '.join(sorted(p.name for p in root.iterdir())) or 'nothing'
-            raise FolderError(
+            raise DataError(
                 f'{root}: expected annotations/instances_{split}.json and {split}/, '
                 f'found {found}; rename or link yours'
             )
@@ -111,18 +112,18 @@ def read_classes(root: Path, with_masks: bool) -> tuple[str, ...]:
             if not (root / split / image['file_name']).is_file()
         ]
         if missing:
-            raise FolderError(
+            raise DataError(
                 f'{root / split}: expected the {len(data["images"])} images of '
                 f'{path.name}, {len(missing)} are missing, such as {missing[0]}'
             )
         has_masks = any(a.get('segmentation') for a in data['annotations'])
         if with_masks and not has_masks:
-            raise FolderError(
+            raise DataError(
                 f'{path}: expected objects with a segmentation, found none; '
                 'choose a model that learns from boxes alone: faster-rcnn or dino'
             )
     if names['train'] != names['val']:
-        raise FolderError(
+        raise DataError(
             f'{root}: expected the same categories in both annotation files, got '
             f'{names["train"]} and {names["val"]}'
         )

@@ -19,7 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
-from internimage.data import pictures
+from internimage.data import DataError, pictures
 
 CONFIG = Path(__file__).parent / 'configs' / 'upernet_internimage-nano_shapes.py'
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png')  # what the documents name
@@ -118,12 +118,10 @@ def find_pairs(root: Path) -> tuple[str, list[tuple[Path, Path]]]:
         The suffix of the images, and images with their masks.
 
     Raises:
-        FolderError: Something is not there; the message says what was found.
+        DataError: Something is not there; the message says what was found.
     """
     if not root.is_dir():
-        raise data_set.FolderError(
-            f'{root}: expected a folder, found none of that name'
-        )
+        raise DataError(f'{root}: expected a folder, found none of that name')
     pairs = []
     for split in scenes.SPLITS:
         folders = {kind: root / kind / split for kind in ('images', 'masks')}
@@ -131,7 +129,7 @@ def find_pairs(root: Path) -> tuple[str, list[tuple[Path, Path]]]:
             if not folder.is_dir():
                 parent = folder.parent if folder.parent.is_dir() else root
                 found = ', '.join(sorted(p.name for p in parent.iterdir())) or 'nothing'
-                raise data_set.FolderError(
+                raise DataError(
                     f'{root}: expected {kind}/{split}/, found in {parent} {found}; '
                     'rename or link yours'
                 )
@@ -142,7 +140,7 @@ def find_pairs(root: Path) -> tuple[str, list[tuple[Path, Path]]]:
             if path.suffix.lower() in ALL_SUFFIXES and path.name[0] != '.'
         ]
         if not images:
-            raise data_set.FolderError(
+            raise DataError(
                 f'{folders["images"]}: expected images ({", ".join(IMAGE_SUFFIXES)}), '
                 f'found {files[0].name if files else "nothing"}'
             )
@@ -150,13 +148,13 @@ def find_pairs(root: Path) -> tuple[str, list[tuple[Path, Path]]]:
             pairs.append((image, mask_of(image, **folders)))
     missing = [mask for _, mask in pairs if not mask.is_file()]
     if missing:
-        raise data_set.FolderError(
+        raise DataError(
             f'{root}: expected a mask ({MASK_SUFFIX}) of the same name for each of the '
             f'{len(pairs)} images, {len(missing)} are missing, such as {missing[0]}'
         )
     suffixes = sorted({image.suffix for image, _ in pairs})
     if len(suffixes) > 1:
-        raise data_set.FolderError(
+        raise DataError(
             f'{root}: expected images of one suffix, got {", ".join(suffixes)}; '
             'convert some of them'
         )
@@ -167,7 +165,7 @@ def read_indices(image: Path, mask: Path) -> set[int]:
     """Check a mask and return the indices in it.
 
     Raises:
-        FolderError: It is not of the size of its image, or does not hold indices.
+        DataError: It is not of the size of its image, or does not hold indices.
     """
     try:
         # mmseg turns an image as its EXIF tag says; a mask it leaves as it is.
@@ -176,17 +174,17 @@ def read_indices(image: Path, mask: Path) -> set[int]:
             # Where there is a palette, its indices: as mmseg.
             pixels = np.asarray(opened).astype(int)
     except OSError as error:
-        raise data_set.FolderError(
+        raise DataError(
             f'{mask}: expected a mask that can be opened, and its image {image} too, '
             f'got {error}'
         ) from error
     if pixels.ndim != 2:
-        raise data_set.FolderError(
+        raise DataError(
             f'{mask}: expected one channel, the index of a class in each pixel, got '
             f'{pixels.shape[2]} channels; write the indices in place of the colours'
         )
     if pixels.shape != (height, width):
-        raise data_set.FolderError(
+        raise DataError(
             f'{mask}: expected {(height, width)} (h, w), the size of {image}, got '
             f'{pixels.shape}' + pictures.note_on_orientation(image)
         )
@@ -206,7 +204,7 @@ def read_classes(
         Names of the classes, and the suffix of the images.
 
     Raises:
-        FolderError: Something is not there, or not as expected; the message says what
+        DataError: Something is not there, or not as expected; the message says what
             was found.
     """
     suffix, pairs = find_pairs(root)
@@ -216,7 +214,7 @@ def read_classes(
             places.setdefault(index, mask)
     ignored = places.pop(shape_masks.IGNORED, None)
     if ignored and set(places) <= {0}:
-        raise data_set.FolderError(
+        raise DataError(
             f'{root}: expected masks of 0, 1, ..., the indices of classes, got only '
             f'{" and ".join(map(str, [*places, shape_masks.IGNORED]))}, of which '
             f'{shape_masks.IGNORED} is ignored; if it is your second class, write 1 in '
@@ -227,12 +225,12 @@ def read_classes(
         classes = [f'class{index}' for index in range(highest + 1)]
     num_classes = len(classes)
     if not 2 <= num_classes <= MAX_CLASSES:
-        raise data_set.FolderError(
+        raise DataError(
             f'{places[highest]}: expected 2 to {MAX_CLASSES} classes, one of which may '
             f'be the background, got {num_classes}: {" ".join(classes[:5])}'
         )
     if highest >= num_classes:
-        raise data_set.FolderError(
+        raise DataError(
             f'{places[highest]}: expected indices from 0 to {num_classes - 1}, for '
             f'{" ".join(classes)}, and {shape_masks.IGNORED} for what is ignored, got '
             f'{highest}; name all classes, in the order of their indices'

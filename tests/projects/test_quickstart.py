@@ -334,7 +334,7 @@ def test_demo_names_what_a_folder_lacks(root, tmp_path, damage, message, capsys)
     copy = tmp_path / 'copy'
     shutil.copytree(root, copy)
     damage(copy)
-    with pytest.raises(detection.FolderError, match=message):
+    with pytest.raises(detection.DataError, match=message):
         detection.read_classes(copy, with_masks=True)
     assert demo.main(['--data', str(copy), '--work-dir', str(tmp_path)]) == 2
     captured = capsys.readouterr()

@@ -21,7 +21,6 @@ sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by
 scenes = importlib.import_module('scenes')
 shape_masks = importlib.import_module('shape_masks')
 segmentation = importlib.import_module('segmentation')
-data_set = importlib.import_module('data_set')
 demo = importlib.import_module('demo')
 sys.path.remove(str(PROJECT))
 
@@ -305,7 +304,7 @@ def test_demo_names_what_is_wrong_with_a_folder(
 ):
     damage(cracks)
     classes = ['background', 'crack']
-    with pytest.raises(data_set.FolderError, match=message):
+    with pytest.raises(segmentation.DataError, match=message):
         segmentation.read_classes(cracks, classes)
     options = ['--task', 'segmentation', '--work-dir', str(tmp_path / 'out')]
     options += ['--data', str(cracks), '--classes', *classes]
@@ -330,14 +329,15 @@ def test_a_mask_is_as_a_viewer_shows_the_image(cracks, orientation):
     segmentation.read_classes(cracks, classes)
     write_mask(mask, np.rot90(read_mask(mask), turns // 90))
     with pytest.raises(
-        data_set.FolderError, match='EXIF tag turns it: the mask has to be as a viewer'
+        segmentation.DataError,
+        match='EXIF tag turns it: the mask has to be as a viewer',
     ):
         segmentation.read_classes(cracks, classes)
 
 
 def test_one_class_is_too_few(cracks):
     with pytest.raises(
-        data_set.FolderError, match=r'2 to 255 classes, .* got 1: crack'
+        segmentation.DataError, match=r'2 to 255 classes, .* got 1: crack'
     ):
         segmentation.read_classes(cracks, ['crack'])
 

@@ -285,6 +285,15 @@ def test_nonfinite_weights_are_taken_when_asked_for(tmp_path, monkeypatch):
         load_checkpoint_file(path, allow_nonfinite=False)
 
 
+def test_masks_of_attention_are_infinite(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'text.attn_mask': torch.tensor([0, -torch.inf])}, path)
+    load_checkpoint_file(path)
+    torch.save({'text.attn_mask': torch.tensor([0, torch.nan])}, path)
+    with pytest.raises(pickle.UnpicklingError, match=r'number: text\.attn_mask'):
+        load_checkpoint_file(path)
+
+
 @pytest.mark.parametrize('wrapper', ['model', 'ema_state_dict', 'module', 'bare'])
 def test_weights_are_judged_wherever_they_are(tmp_path, wrapper):
     path = tmp_path / 'x.pth'
