@@ -84,9 +84,9 @@ class Architecture:
     def _check_post_norm_ids(self) -> None:
         ids = self.level2_post_norm_block_ids
         if not self.level2_post_norm:
-            if ids:
+            if ids is not None:
                 raise ValueError(
-                    'level2_post_norm_block_ids: expected none without '
+                    'level2_post_norm_block_ids: expected None without '
                     f'level2_post_norm, got {ids}'
                 )
             return

@@ -125,7 +125,7 @@ def _backbone(weights: Mapping[str, Tensor], start: str) -> list[str]:
             'center_feature_scale': f'{first}dcn.center_feature_scale_proj_weight'
             in names,
             'level2_post_norm': bool(blocks),
-            'level2_post_norm_block_ids': sorted({int(block) for block in blocks}),
+            'level2_post_norm_block_ids': sorted({int(b) for b in blocks}) or None,
         }
     with torch.device('meta'):
         expected = list(InternImage(arch).state_dict())

@@ -126,5 +126,6 @@ def test_a_small_set_fits(folder: Path):
     with DefaultScope.overwrite_default_scope('mmseg'):
         (sample, *_) = DATASETS.build(config.train_dataloader.dataset)
         (tested, *_) = DATASETS.build(config.val_dataloader.dataset)
-    assert sample['inputs'].shape == (3, 256, 256)
+    # The data preprocessor pads what a random scale has made smaller than the crop.
+    assert max(sample['inputs'].shape[1:]) <= 256
     assert min(tested['inputs'].shape[1:]) == 256
