@@ -3,6 +3,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_all_brings_what_any_file_imports():
 def test_what_the_package_holds(tmp_path):
     """Configs and tools lie where mim looks; only kernels need PyTorch to be built."""
     source = tmp_path / 'source'
-    for name in ('configs', 'internimage', 'ops_dcnv3', 'tools'):
+    for name in ('configs', 'internimage', 'ops_dcnv3', 'projects', 'tools'):
         ignore = shutil.ignore_patterns('*.so', '__pycache__')
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
     for name in ('README.md', 'model-index.yml', 'pyproject.toml', 'setup.py'):
@@ -97,7 +98,9 @@ def test_what_the_package_holds(tmp_path):
         assert files(mim / 'configs', '*.yml') == files(ROOT / 'configs', '*.yml')
         assert {'train.py', 'test.py', 'get_flops.py', '_cli.py'} < files(mim / 'tools')
         assert 'bootstrap.py' not in files(mim / 'tools')
-        assert (mim / 'model-index.yml').is_file()
+        index = (mim / 'model-index.yml').read_text()
+        for metafile in re.findall(r'\S+\.yml', index):
+            assert (mim / metafile).is_file(), metafile
     for package in OURS:
         modules = files(built / package)
         assert {n for n in modules if not n.startswith('.mim')} == files(ROOT / package)
