@@ -29,7 +29,7 @@ from mmengine.runner.checkpoint import (
 )
 
 from .downloads import download
-from .meta import without_code
+from .meta import named_after, without_code
 from .reading import errors_of, load_checkpoint_file
 
 
@@ -109,6 +109,6 @@ def _followed_by(finish: Callable[[Any], Any], loader: Callable) -> Callable:
     def load(filename: str, map_location: Any = None) -> Any:
         content = without_code(loader(filename, map_location), filename)
         with errors_of(filename):
-            return finish(content)
+            return named_after(finish(content), filename)
 
     return load

@@ -11,6 +11,8 @@ And mmengine deletes what a checkpoint names: the best checkpoint before the new
 """
 
 import re
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -19,6 +21,26 @@ from mmengine.logging import MessageHub, print_log
 from .key_maps import shorten
 
 _BEST = re.compile(r'best_.+\.pth')
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    'state_dict': dict,
+    'meta': dict,
+    'message_hub': dict,
+    'optimizer': dict,
+    'param_schedulers': (list, dict),
+}
+_HUB_KINDS = dict.fromkeys(('log_scalars', 'runtime_info', 'resumed_keys'), dict)
+_META_KINDS = dict.fromkeys(('epoch', 'iter'), int)
+
+_NO_RUN = (
+    'a run cannot be resumed from it (`load_from` starts from its weights), and '
+    "inferencers need the model's config file beside it"
+)
+_NO_CONFIG = (
+    'expected a config beside these weights, got none. One in a checkpoint is not '
+    "used, because a config is code: give the model's config file"
+)
 
 
 def without_code(content: dict[str, Any], filename: str) -> dict[str, Any]:
@@ -33,37 +55,77 @@ def without_code(content: dict[str, Any], filename: str) -> dict[str, Any]:
 
     Returns:
         A copy of ``content`` without them, as deep as it has to be.
+
+    Raises:
+        ValueError: What mmengine looks into is of another type than it writes.
     """
-    content = dict(content)
+    content = {k: v for k, v in content.items() if v is not None or k not in _KINDS}
+    _check_kinds(content, _KINDS, filename)
     texts = []
-    if isinstance(content.get('meta'), dict):
+    if 'meta' in content:
         meta = dict(content['meta'])
         texts += [meta.pop(key, None) for key in ('cfg', 'config')]
+        _check_kinds(meta, _META_KINDS, filename)
         content['meta'] = meta
-    hub = content.get('message_hub')
-    if isinstance(hub, dict) and isinstance(hub.get('runtime_info'), dict):
-        info = _RuntimeInfo(hub['runtime_info'])
-        info.filename = filename
-        texts.append(info.pop('cfg', None))
-        content['message_hub'] = {**hub, 'runtime_info': info}
-        _forget_foreign_files(info, filename)
+    if 'message_hub' in content:
+        hub = dict(content['message_hub'])
+        _check_kinds(hub, _HUB_KINDS, filename)
+        if 'runtime_info' in hub:
+            info = _Entries(hub['runtime_info'], filename, {'cfg': _NO_CONFIG})
+            texts.append(info.pop('cfg', None))
+            _forget_foreign_files(info, filename)
+            hub['runtime_info'] = info
+        content['message_hub'] = hub
     _compare(texts, filename)
     return content
 
 
-class _RuntimeInfo(dict):
-    """What the message hub kept. mmengine's inferencers look for a config in it."""
+def named_after(content: Any, filename: str) -> Any:
+    """Let what is missing from a checkpoint be told with the name of its file.
 
-    filename = 'checkpoint'
+    Args:
+        content: What mmengine gets.
+        filename: What to call the file.
+    """
+    if not isinstance(content, dict):
+        return content
+    if isinstance(content.get('meta'), dict):
+        reasons = {key: f'it says of no {key}: {_NO_RUN}' for key in _META_KINDS}
+        content = {**content, 'meta': _Entries(content['meta'], filename, reasons)}
+    reasons = {key: f'it has no {key}: {_NO_RUN}' for key in ('meta', 'message_hub')}
+    return _Entries(content, filename, reasons)
+
+
+class _Entries(dict):
+    """Entries of a checkpoint; of some it says why they are not there."""
+
+    def __init__(
+        self, entries: dict[str, Any], filename: str, reasons: dict[str, str]
+    ) -> None:
+        super().__init__(entries)
+        self._filename = filename
+        self._reasons = reasons
 
     def __missing__(self, key: str) -> Any:
-        if key == 'cfg':
-            raise ValueError(
-                f'{self.filename}: expected a config beside these weights, got none. '
-                'One in a checkpoint is not used, because a config is code: give the '
-                "model's config file"
-            )
+        if key in self._reasons:
+            raise ValueError(f'{self._filename}: {self._reasons[key]}')
         raise KeyError(key)
+
+    def __reduce__(self) -> Any:
+        # Who saves it writes no class of ours into a file.
+        return OrderedDict, (), None, None, iter(self.items())
+
+
+def _check_kinds(
+    entries: dict[str, Any], kinds: Mapping[str, Any], filename: str
+) -> None:
+    for key, kind in kinds.items():
+        if key in entries and not isinstance(entries[key], kind):
+            expected = {int: 'an int', dict: 'a dict'}.get(kind, 'a list')
+            raise ValueError(
+                f'{filename}: expected {expected} as {key!r}, got an object of type '
+                f'{type(entries[key]).__name__!r}'
+            )
 
 
 def _forget_foreign_files(info: dict[str, Any], filename: str) -> None:

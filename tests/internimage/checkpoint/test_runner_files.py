@@ -244,3 +244,40 @@ def messages(monkeypatch) -> list[str]:
 
     monkeypatch.setattr('internimage.checkpoint.meta.print_log', log)
     return logged
+
+
+WEIGHTS = {'layer.weight': torch.ones(1, 3), 'layer.bias': torch.ones(1)}
+HUB = {'log_scalars': {}, 'runtime_info': {}, 'resumed_keys': {}}
+
+
+@pytest.mark.parametrize(
+    ('content', 'reason'),
+    [
+        ({'state_dict': []}, "expected a dict as 'state_dict', got .* 'list'"),
+        ({'meta': 'text'}, "expected a dict as 'meta', got .* 'str'"),
+        ({'meta': {'epoch': 'one'}}, "expected an int as 'epoch', got .* 'str'"),
+        ({'message_hub': 3}, "expected a dict as 'message_hub', got .* 'int'"),
+        ({'message_hub': {**HUB, 'log_scalars': []}}, "a dict as 'log_scalars'"),
+        ({'optimizer': 'text'}, "expected a dict as 'optimizer'"),
+        ({'param_schedulers': 3}, "expected a list as 'param_schedulers'"),
+        ({}, 'it has no meta: a run cannot be resumed from it'),
+        ({'meta': None}, 'it has no meta'),
+        ({'meta': {}}, 'it says of no epoch: a run cannot be resumed'),
+        ({'meta': {'epoch': 1, 'iter': 2}}, 'it has no message_hub: a run cannot'),
+    ],
+)
+def test_what_cannot_be_resumed_is_told_by_its_file(content, reason, tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': WEIGHTS} | content, path)
+    runner = make_runner(tmp_path / 'run', load_from=str(path), resume=True)
+    with pytest.raises(ValueError, match=f'^{path}: .*{reason}'):
+        runner.train()
+
+
+def test_loaded_checkpoints_can_be_saved_again(tmp_path):
+    make_runner(tmp_path / 'run').train()
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'run' / 'epoch_1.pth'))
+    torch.save(loaded, tmp_path / 'again.pth')
+    again = load_checkpoint_file(tmp_path / 'again.pth')
+    assert again.keys() == loaded.keys()
+    assert dict(again['meta']) == dict(loaded['meta'])
