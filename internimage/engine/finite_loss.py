@@ -13,6 +13,8 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from internimage.checkpoint.weights import is_finite
+
 
 class NonFiniteError(RuntimeError):
     """A loss or a weight is NaN or infinite."""
@@ -109,7 +111,7 @@ class FiniteLossHook(Hook):
         spoilt = [
             name
             for name, parameter in runner.model.named_parameters()
-            if not bool(torch.isfinite(parameter.detach()).all())
+            if not is_finite(parameter)
         ]
         if spoilt:
             more = f' and {len(spoilt) - 3} more' if len(spoilt) > 3 else ''
