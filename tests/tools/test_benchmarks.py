@@ -121,6 +121,64 @@ def test_mmcv_computes_the_same(load, softmax):
     assert error < 1e-5
 
 
+class V4:
+    """A stand-in for ``DCNv4.functions.dcnv4_func``, which needs CUDA."""
+
+    TABLE = {}
+    # Six pixels of 12 channels: of 35 in an image, that block crosses images.
+    BWDTABLE = {'2x5x7x3x4': [1, 72, 3]}
+
+    @classmethod
+    def findspec(cls, *size):
+        cls.TABLE['x'.join(map(str, size))] = 8, 16 * size[-1] * size[-2]
+        return 4, 30
+
+    @classmethod
+    def find_spec_bwd(cls, *size):
+        return cls.BWDTABLE['x'.join(map(str, size))][:2]
+
+    class DCNv4Function:
+        @staticmethod
+        def apply(x, packed, *settings):
+            *layout, groups, _, scale, _, _ = settings
+            assert layout == [3, 3, 1, 1, 1, 1, 1, 1]
+            assert packed.shape[-1] % 8 == 0
+            parts = packed[..., : groups * 27].unflatten(-1, (groups, 27))
+            offset, mask = parts[..., :18].flatten(-2), parts[..., 18:].flatten(-2)
+            return ops_dcnv3.dcnv3_reference(
+                x, offset, mask, groups=groups, offset_scale=scale
+            )
+
+
+@pytest.mark.parametrize('softmax', [False, True])
+def test_published_v4_gets_what_it_takes(load, softmax):
+    shape = load('shapes').Shape('x', 2, 5, 7, 12, 3, offset_scale=1.7)
+    peers = load('peers')
+    problem = peers.make_problem(shape, torch.device('cpu'), torch.float32, softmax)
+    adapted = peers.adapt_published_v4(V4)(problem)
+    assert load('bench_operator').check(problem, adapted, True) < 1e-5
+    # A thread has 4 channels, a pixel 3 threads; 35 pixels divide by 7, not by 10.
+    assert V4.TABLE['2x5x7x3x4'] == (4, 21)
+    assert V4.BWDTABLE['2x5x7x3x4'] == (1, 60)
+
+
+@pytest.mark.parametrize('threads', [96, 512, 4096])
+@pytest.mark.parametrize('stride', [1, 8])
+def test_launch_of_v4(load, stride, threads):
+    for shape in load('shapes').find_shapes(['t', 'h'], 64, (224, 224)):
+        channels, block = load('peers').launch_of_v4(shape, stride, threads)
+        pixels, rest = divmod(block * channels, shape.channels)
+        assert rest == 0
+        assert (shape.height * shape.width) % pixels == 0
+        assert block <= 1024
+        assert (shape.channels // shape.groups) % channels == 0
+
+
+def test_launch_of_v4_that_works_stays(load):
+    shape = load('shapes').Shape('x', 64, 4, 6, 32, 2)
+    assert load('peers').launch_of_v4(shape, 1, 96) == (1, 96)
+
+
 def test_published_path(run, tmp_path):
     folder = tmp_path / 'ops'
     (folder / 'functions').mkdir(parents=True)
@@ -161,7 +219,39 @@ def test_wrong_operator_is_never_timed(run, load, monkeypatch, tmp_path, part):
     monkeypatch.setattr(load('record'), 'time_together', never)
     with pytest.raises(load('record').WrongResultError, match='t1'):
         run('bench_operator', '--shapes', 't1', *TINY)
-    assert not list(tmp_path.glob('*.json'))
+    (path,) = tmp_path.glob('*.json')
+    assert not json.loads(path.read_text())['rows']
+
+
+def test_a_wrong_case_does_not_stop_the_others(run, load, monkeypatch, tmp_path):
+    def wrong_when_narrow(input, *args, **kwargs):
+        output = ops_dcnv3.dcnv3(input, *args, **kwargs)
+        return output * 1.01 if input.shape[-1] == 64 else output
+
+    monkeypatch.setattr(load('peers'), 'dcnv3', wrong_when_narrow)
+    with pytest.raises(load('record').WrongResultError, match='t1'):
+        run('bench_operator', '--shapes', 't1', 't4', *TINY, '--peers')
+    (path,) = tmp_path.glob('*.json')
+    rows = json.loads(path.read_text())['rows']
+    assert [(row['case'], 'floor_s' in row) for row in rows] == [('t4', True)] * 2
+
+
+def test_what_was_timed_is_written_before_the_next_case(
+    run, load, monkeypatch, tmp_path
+):
+    time_together = load('timing').time_together
+
+    def stop(*args):
+        if list(tmp_path.glob('*.json')):
+            raise KeyboardInterrupt
+        return time_together(*args)
+
+    monkeypatch.setattr(load('record'), 'time_together', stop)
+    with pytest.raises(KeyboardInterrupt):
+        run('bench_backbone', '--small', '--image', '32', '--batch', '1', '--peers')
+    (path,) = tmp_path.glob('*.json')
+    (row,) = json.loads(path.read_text())['rows']
+    assert row['images_per_s'] > 0
 
 
 def test_wrong_peer_is_left_out(run, load, monkeypatch):
@@ -175,6 +265,14 @@ def test_wrong_peer_is_left_out(run, load, monkeypatch):
     missing = [row['missing'] for row in rows if row['participant'] == wrong]
     assert len(missing) == 2
     assert all('wrong result' in text for text in missing)
+
+
+def test_float32_is_not_tf32(run):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    for backend in backends:
+        backend.allow_tf32 = True  # until the benchmark starts
+    run('bench_operator', '--shapes', 't4', *TINY, '--peers')
+    assert not any(backend.allow_tf32 for backend in backends)
 
 
 def test_module(run):
@@ -293,6 +391,25 @@ def test_targets(load, capsys, device, number):
     assert capsys.readouterr().out.count('MISSING') == 1
     other = {'cpu': 'cuda', 'cuda': 'cpu'}[device]
     assert not targets.judge(made_up(wanted, 1.01, other), device)
+
+
+def test_targets_after_a_benchmark_that_fails(load, capsys, monkeypatch, tmp_path):
+    targets = load('targets')
+    arguments = '--shapes t4 --image 32 40 --batch 1 --copy-mib 1 --quick --peers'
+    runs = [('operator', '--dtype float8'), ('operator', arguments)]
+    monkeypatch.setattr(targets, 'RUNS', {'cpu': runs})
+    target = targets.Target(
+        't', 'operator', 't4', 1, 'forward', 'memory floor', 0, True
+    )
+    monkeypatch.setattr(targets, 'TARGETS', {'cpu': [target]})
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / 'out'
+    assert not targets.main(['--run', '--out', 'out', '--commit', 'c0ffee'])
+    said = capsys.readouterr().out
+    assert 'pass' in said
+    assert 'ended with an error: 1' in said
+    (path,) = out.glob('*.json')
+    assert json.loads(path.read_text())['machine']['commit'] == 'c0ffee'
 
 
 def test_targets_without_the_published_path(load, capsys):

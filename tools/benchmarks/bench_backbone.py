@@ -24,7 +24,7 @@ from models import (
     with_operator,
 )
 from peers import PUBLISHED, REFERENCE
-from record import OURS, Benchmark, make_parser, new_row
+from record import OURS, Benchmark, Row, make_parser, new_row
 from shapes import ARCHS
 from timing import say
 from torch import Tensor, nn
@@ -145,12 +145,15 @@ def run_case(benchmark: Benchmark, letter: str, batch: int, image: int) -> None:
             calls[name], rows[name] = call, row
         for name, reason in missing.items():
             rows[name] = new_row(name_of_case, batch, which, name, missing=reason)
-        benchmark.time(calls, rows)
-        for name in found:
-            rows[name]['images_per_s'] = batch / rows[name]['median_s']
+        benchmark.time(calls, rows, partial(add_speed, batch=batch))
         if which == FORWARD and benchmark.device.type == 'cpu':
             rows[OURS]['copies'] = count_copies(calls[OURS])
             say(f'{"":51}copies in a forward pass of ours: {rows[OURS]["copies"]}')
+
+
+def add_speed(row: Row, batch: int) -> None:
+    """Add how many images a participant takes in a second."""
+    row['images_per_s'] = batch / row['median_s']
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -172,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     benchmark = Benchmark('backbone', args)
     for letter in args.arch:
         for batch in args.batch:
-            run_case(benchmark, letter, batch, args.image)
+            benchmark.attempt(run_case, letter, batch, args.image)
     return benchmark.write()
 
 

@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args.config = Path(args.config).stem
     benchmark = Benchmark('detector', args)
     for batch in args.batch:
-        run_case(benchmark, config, batch, args.size)
+        benchmark.attempt(run_case, config, batch, args.size)
     return benchmark.write()
 
 

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     for batch in args.batch:
         for shape in find_shapes(args.shapes, batch, tuple(args.image)):
             if shape not in done:
-                run_case(benchmark, shape)
+                benchmark.attempt(run_case, shape)
             done.add(shape)
     return benchmark.write()
 

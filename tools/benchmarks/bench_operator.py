@@ -6,6 +6,7 @@ nothing is timed; another one that does not is left out.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -128,24 +129,23 @@ def run_case(
             row = new_row(shape.name, shape.batch, which, name, size=list(shape[2:6]))
             known = {'missing': missing[name]} if name in missing else {}
             rows[name] = row | known | {'error': errors.get(name)}
-        benchmark.time(calls[which], rows)
-        add_floor(rows, shape, which, benchmark.dtype, bandwidth)
+        benchmark.time(
+            calls[which],
+            rows,
+            partial(add_floor, shape=shape, dtype=benchmark.dtype, bandwidth=bandwidth),
+        )
 
 
-def add_floor(
-    rows: dict[str, Row], shape: Shape, which: str, dtype: torch.dtype, bandwidth: float
-) -> None:
-    """Add what memory allows to the rows that were timed."""
+def add_floor(row: Row, shape: Shape, dtype: torch.dtype, bandwidth: float) -> None:
+    """Add what memory allows to the row of a participant that was timed."""
     values = shape.values(backward=False)
-    if which == BOTH:
+    if row['pass'] == BOTH:
         values += shape.values(backward=True)
     moved = values * dtype.itemsize
-    for row in rows.values():
-        if 'median_s' in row:
-            row['floor_bytes'] = moved
-            row['floor_s'] = moved / bandwidth
-            row['floor_ratio'] = row['median_s'] * bandwidth / moved
-            row['gb_per_s'] = moved / row['median_s'] / 1e9
+    row['floor_bytes'] = moved
+    row['floor_s'] = moved / bandwidth
+    row['floor_ratio'] = row['median_s'] * bandwidth / moved
+    row['gb_per_s'] = moved / row['median_s'] / 1e9
 
 
 def run_growth(benchmark: Benchmark, sizes: list[int], batches: list[int]) -> None:
@@ -167,9 +167,17 @@ def run_growth(benchmark: Benchmark, sizes: list[int], batches: list[int]) -> No
         calls = make_calls(adapted(problem))
         for which in benchmark.args.passes:
             row = new_row(f'growth of {name}: {size}', batch, which, OURS, error=error)
-            benchmark.time({OURS: calls[which]}, {OURS: row})
-            row['ns_per_pixel'] = row['median_s'] / shape.pixels * 1e9
+            benchmark.time(
+                {OURS: calls[which]},
+                {OURS: row},
+                partial(add_pixel_time, pixels=shape.pixels),
+            )
             say(f'{"":51}{row["ns_per_pixel"]:.1f} ns per pixel of the map')
+
+
+def add_pixel_time(row: Row, pixels: int) -> None:
+    """Add how long a pixel of the map takes."""
+    row['ns_per_pixel'] = row['median_s'] / pixels * 1e9
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
@@ -215,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     for batch in args.batch:
         for shape in find_shapes(args.shapes, batch, tuple(args.image)):
             if shape not in done:  # the paper's shape has a batch of its own
-                run_case(benchmark, shape, args.softmax, bandwidth)
+                benchmark.attempt(run_case, shape, args.softmax, bandwidth)
             done.add(shape)
     if args.growth:
         run_growth(benchmark, args.growth_sizes, args.growth_batches)

@@ -234,17 +234,53 @@ def adapt_published_v3(module: ModuleType) -> Adapter:
     return adapt
 
 
-def adapt_published_v4(function: Any) -> Adapter:
+#: Of a block of threads on CUDA.
+_MOST_THREADS = 1024
+
+
+def launch_of_v4(shape: Shape, stride: int, threads: int) -> tuple[int, int]:
+    """Return launch parameters with which DCNv4's kernels work, near those proposed.
+
+    A block takes whole pixels, which must be of one image: their number has to divide
+    the image's. The published choice looks at the batch's pixels, and gives wrong
+    results or blocks that are too large at some stages.
+
+    Args:
+        shape: Of the call.
+        stride: Channels of a thread.
+        threads: Of a block.
+    """
+    while shape.channels // stride > _MOST_THREADS:
+        stride *= 2
+    of_a_pixel = shape.channels // stride
+    most = max(1, min(threads, _MOST_THREADS) // of_a_pixel)
+    image = shape.height * shape.width
+    pixels = max(n for n in range(1, most + 1) if image % n == 0)
+    return stride, pixels * of_a_pixel
+
+
+def adapt_published_v4(module: Any) -> Adapter:
     """Return an adapter of ``DCNv4Function``, which takes offsets and masks as one.
 
     The last axis has 18 offsets and 9 masks of each group, and zeros up to a multiple
     of 8. Packed beforehand; with softmax, packed in the call, as the published
     InternImage does with ``use_dcn_v4_op``.
+
+    Args:
+        module: ``DCNv4.functions.dcnv4_func``, whose tables get launch parameters that
+            work where its own do not.
     """
+    function = module.DCNv4Function
 
     def adapt(problem: Problem) -> Adapted:
         shape = problem.shape
         settings = (*_layout(shape), shape.offset_scale, 256, False)
+        size = *shape[1:4], shape.groups, shape.channels // shape.groups
+        for find, table in (
+            (module.findspec, module.TABLE),
+            (module.find_spec_bwd, module.BWDTABLE),
+        ):
+            table['x'.join(map(str, size))] = launch_of_v4(shape, *find(*size))
 
         def pack(offset: Tensor, mask: Tensor) -> Tensor:
             parts = [x.unflatten(-1, (shape.groups, -1)) for x in (offset, mask)]
@@ -299,8 +335,8 @@ def find_adapters(
     except ImportError as error:
         found[PUBLISHED_V3] = str(error)
     try:
-        functions = importlib.import_module('DCNv4.functions')
-        found[PUBLISHED_V4] = adapt_published_v4(functions.DCNv4Function)
+        module = importlib.import_module('DCNv4.functions.dcnv4_func')
+        found[PUBLISHED_V4] = adapt_published_v4(module)
     except ImportError as error:
         found[PUBLISHED_V4] = str(error)
     return found

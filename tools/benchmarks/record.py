@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ class Benchmark:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         if args.threads:
             torch.set_num_threads(args.threads)
+        # float32 is float32, also in cuDNN, whose default is TF32.
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
         self.name = name
         self.args = args
         self.device = torch.device(args.device)
@@ -81,6 +84,7 @@ class Benchmark:
         self.effort = QUICK if args.quick else Effort(seconds=args.seconds)
         self.machine = describe_machine(self.device, args.commit)
         self.rows: list[Row] = []
+        self._failures: list[Exception] = []
         self._said: set[tuple[str, str | None]] = set()
         say(f'# {name}')
         for key, value in self.machine.items():
@@ -90,12 +94,33 @@ class Benchmark:
         """Return whether a participant is to be compared with."""
         return self.args.peers is None or peer in self.args.peers
 
-    def time(self, calls: dict[str, Call], rows: dict[str, Row]) -> None:
+    def attempt(self, run_case: Callable[..., None], *args: Any) -> None:
+        """Run a case; one that fails does not keep the others from being timed.
+
+        Args:
+            run_case: Gets this benchmark and ``args``.
+            args: What it gets besides.
+        """
+        try:
+            run_case(self, *args)
+        except (WrongResultError, RuntimeError) as error:
+            say(f'FAILED: {type(error).__name__}: {error}')
+            self._failures.append(error)
+
+    def time(
+        self,
+        calls: dict[str, Call],
+        rows: dict[str, Row],
+        complete: Callable[[Row], None] | None = None,
+    ) -> None:
         """Time calls in turns, measure their memory, and complete their rows.
+
+        All rows so far are written: what stops a benchmark loses one case at most.
 
         Args:
             calls: By participant; ours is the one that ratios refer to.
             rows: What is known of each participant; those without a call are missing.
+            complete: Adds to the row of a participant that was timed.
         """
         timings = time_together(calls, self.device, self.effort)
         ours = timings.get(OURS)
@@ -104,14 +129,30 @@ class Benchmark:
                 row.update(timings[name]._asdict())
                 row['ratio'] = row['median_s'] / ours.median_s if ours else None
                 row['peak_bytes'] = peak_memory(calls[name], self.device)
+                if complete:
+                    complete(row)
             self.rows.append(row)
             reason = name, row.get('missing')
             if name in timings or reason not in self._said:
                 say(format_row(row))
             self._said.add(reason)
+        self._save()
 
     def write(self) -> Path:
-        """Write the rows as JSON and return the file's path."""
+        """Write the rows as JSON and return the file's path.
+
+        Raises:
+            WrongResultError: Ours was wrong in a case.
+            RuntimeError: A case did not run.
+        """
+        path = self._save()
+        say(f'\nWritten: {path}')
+        if self._failures:
+            say(f'Cases that failed: {len(self._failures)}')
+            raise self._failures[0]
+        return path
+
+    def _save(self) -> Path:
         device = re.sub(r'[^a-z0-9]+', '-', self.machine['device'].lower()).strip('-')
         date = self.machine['date'][:10]
         dtype = '' if self.dtype == torch.float32 else f'_{self.args.dtype}'
@@ -129,8 +170,9 @@ class Benchmark:
             'rows': self.rows,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + '\n')
-        say(f'\nWritten: {path}')
+        part = path.with_suffix('.part')
+        part.write_text(json.dumps(result, indent=1) + '\n')
+        part.replace(path)  # at no time is there half a file
         return path
 
 

@@ -15,15 +15,7 @@ from typing import NamedTuple
 from internimage.backbone import InternImage
 
 #: Letter of a variant -> its name in ``InternImage.arch_settings``.
-ARCHS = {
-    't': 'tiny',
-    's': 'small',
-    'b': 'base',
-    'l': 'large',
-    'xl': 'xlarge',
-    'h': 'huge',
-    'g': 'giant',
-}
+ARCHS = InternImage.arch_aliases
 
 
 class Shape(NamedTuple):

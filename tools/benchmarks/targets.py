@@ -241,8 +241,15 @@ def judge(results: Sequence[dict[str, Any]], device: str) -> bool:
     return all_met
 
 
-def run_all(device: str, out: Path, published: Path | None) -> list[Path]:
-    """Run the benchmarks, each in its own process; return their results."""
+def run_all(
+    device: str, out: Path, published: Path | None, commit: str | None
+) -> tuple[list[Path], int]:
+    """Run the benchmarks, each in its own process.
+
+    Returns:
+        Their results, and how many ended with an error; those still have results.
+    """
+    failed = 0
     before = {path: path.stat().st_mtime_ns for path in out.glob('*.json')}
     peer = PUBLISHED_PATH if published else REFERENCE
     for name, arguments in RUNS[device]:
@@ -251,13 +258,16 @@ def run_all(device: str, out: Path, published: Path | None) -> list[Path]:
         command += shlex.split(arguments.format(peer=peer))
         if published:
             command += ['--published', published]
+        if commit:
+            command += ['--commit', commit]
         say(f'\n$ {shlex.join(map(str, command[3:]))}')
-        subprocess.run(command, check=True, cwd=ROOT)
-    return [
+        failed += subprocess.run(command, cwd=ROOT).returncode != 0
+    results = [
         path
         for path in out.glob('*.json')
         if path.stat().st_mtime_ns != before.get(path)
     ]
+    return results, failed
 
 
 def main(argv: Sequence[str] | None = None) -> bool:
@@ -267,15 +277,18 @@ def main(argv: Sequence[str] | None = None) -> bool:
     parser.add_argument('--run', action='store_true', help='run the benchmarks first')
     parser.add_argument('--device', choices=list(TARGETS), default='cpu', help='whose')
     parser.add_argument('--published', type=Path, help='as in the benchmarks')
+    parser.add_argument('--commit', help='as in the benchmarks')
     parser.add_argument('--out', type=Path, default=RESULTS, help='for the JSON')
     args = parser.parse_args(argv)
-    files = args.files
+    files, failed = args.files or [RESULTS], 0
     if args.run:
-        files = run_all(
-            args.device, args.out, args.published and args.published.resolve()
-        )
+        published = args.published and args.published.resolve()
+        files, failed = run_all(args.device, args.out.resolve(), published, args.commit)
         say()
-    return judge(load_results(files or [RESULTS]), args.device)
+    all_met = judge(load_results(files), args.device)
+    if failed:
+        say(f'\nBenchmarks that ended with an error: {failed}')
+    return all_met and not failed
 
 
 if __name__ == '__main__':
