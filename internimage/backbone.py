@@ -27,16 +27,6 @@ from .architecture import (
 from .checkpoint import load_pretrained
 from .layers import Downsample, DropPath, Mlp, Stem
 
-_LONG_NAMES = {
-    't': 'tiny',
-    's': 'small',
-    'b': 'base',
-    'l': 'large',
-    'xl': 'xlarge',
-    'h': 'huge',
-    'g': 'giant',
-}
-
 
 class Block(nn.Module):
     """DCNv3 and an MLP, each in a residual branch.
@@ -245,7 +235,18 @@ class InternImage(BaseModule):
 
     _is_init: bool  # BaseModule's, which has no types
 
-    # The variants of the paper (table 1) as their classification models have them.
+    #: The short names of the variants, which configs and files have.
+    arch_aliases: ClassVar[dict[str, str]] = {
+        't': 'tiny',
+        's': 'small',
+        'b': 'base',
+        'l': 'large',
+        'xl': 'xlarge',
+        'h': 'huge',
+        'g': 'giant',
+    }
+
+    #: The variants of the paper (table 1) as their classification models have them.
     arch_settings: ClassVar[dict[str, dict[str, Any]]] = {
         'tiny': {
             'channels': 64,
@@ -357,12 +358,12 @@ class InternImage(BaseModule):
         cls, arch: str | Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> Architecture:
         if not isinstance(arch, Mapping):
-            name = _LONG_NAMES.get(arch, arch) if isinstance(arch, str) else None
+            name = cls.arch_aliases.get(arch, arch) if isinstance(arch, str) else None
             if name not in cls.arch_settings:
                 error = ValueError if isinstance(arch, str) else TypeError
                 raise error(
                     f'arch: expected a dict or one of {list(cls.arch_settings)} '
-                    f'(short: {list(_LONG_NAMES)}), got {arch!r}'
+                    f'(short: {list(cls.arch_aliases)}), got {arch!r}'
                 )
             arch = cls.arch_settings[name]
         settings = {**arch, **overrides}

@@ -12,3 +12,4 @@ backbone = dict(
     ),
 )
 channels = [112, 224, 448, 896]
+conv_pool_channels = 1344

@@ -12,3 +12,4 @@ backbone = dict(
     ),
 )
 channels = [160, 320, 640, 1280]
+conv_pool_channels = 1920

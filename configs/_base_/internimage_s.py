@@ -12,3 +12,4 @@ backbone = dict(
     ),
 )
 channels = [80, 160, 320, 640]
+conv_pool_channels = 960

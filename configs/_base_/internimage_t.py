@@ -12,3 +12,4 @@ backbone = dict(
     ),
 )
 channels = [64, 128, 256, 512]
+conv_pool_channels = 768

@@ -12,3 +12,4 @@ backbone = dict(
     ),
 )
 channels = [192, 384, 768, 1536]
+conv_pool_channels = 2304

@@ -7,6 +7,6 @@ _base_ = ['../_base_/internimage_t.py', './_base_/in1k-224px_300e.py']
 custom_imports = dict(imports=['internimage.classification'])
 model = dict(
     backbone=dict(_base_.backbone, init_cfg=None, out_indices=(3,), drop_path_rate=0.1),
-    neck=dict(in_channels=_base_.channels[-1], out_channels=768),
-    head=dict(in_channels=768),
+    neck=dict(in_channels=_base_.channels[-1], out_channels=_base_.conv_pool_channels),
+    head=dict(in_channels=_base_.conv_pool_channels),
 )

@@ -13,7 +13,7 @@ model = dict(
         drop_path_rate=0.2,
         with_cp=True,
     ),
-    neck=dict(in_channels=_base_.channels[-1], out_channels=2304),
-    head=dict(in_channels=2304),
+    neck=dict(in_channels=_base_.channels[-1], out_channels=_base_.conv_pool_channels),
+    head=dict(in_channels=_base_.conv_pool_channels),
     init_cfg=_base_.backbone.init_cfg,
 )

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a point samples and with which weights: the only copy of this
-// arithmetic, for host and device. acc_t is float, or double for double
-// tensors.
+// Where a point samples and with which weights, for host and device. The CPU
+// plans many points at once, cpu/plan_impl.h, from the same functions but for
+// the split of a position into a pixel and weights, which is in vectors there.
+// acc_t is float, or double for double tensors.
 #pragma once
 
 #include "geometry.h"
@@ -27,20 +28,6 @@ DCNV3_HOST_DEVICE acc_t
 tap_shift(int64_t dilation, int32_t kernel, int32_t tap, acc_t offset_scale) {
   const int64_t center = dilation * (kernel - 1) / 2;
   return static_cast<acc_t>(tap * dilation - center) * offset_scale;
-}
-
-// Position of a tap before its learned offset.
-template <typename acc_t>
-DCNV3_HOST_DEVICE acc_t tap_position(
-    int64_t out_index,
-    int64_t stride,
-    int64_t pad,
-    int64_t dilation,
-    int32_t kernel,
-    int32_t tap,
-    acc_t offset_scale) {
-  return tap_center<acc_t>(out_index, stride, pad, dilation, kernel) +
-         tap_shift<acc_t>(dilation, kernel, tap, offset_scale);
 }
 
 // The weights of a bilinear sample. Corner k = 0..3 is pixel (y0 + k / 2, x0 +

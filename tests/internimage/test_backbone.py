@@ -43,9 +43,9 @@ def test_parameters_are_the_published_ones(entry):
     assert sum(param.numel() for param in model.parameters()) == entry['params']
 
 
-@pytest.mark.parametrize('name', InternImage.arch_settings)
-def test_named_architecture_is_published(name):
-    short = 'xl' if name == 'xlarge' else name[0]
+@pytest.mark.parametrize(('short', 'name'), InternImage.arch_aliases.items())
+def test_named_architecture_is_published(short, name):
+    assert set(InternImage.arch_aliases.values()) == set(InternImage.arch_settings)
     entries = [e for e in ZOO if f'internimage_{short}_' in e['configs'][0]]
     assert any('classification/' in e['configs'][0] for e in entries)
     for entry in entries:

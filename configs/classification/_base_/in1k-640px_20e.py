@@ -3,27 +3,12 @@
 
 _base_ = './in1k-384px_20e.py'
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='RandomResizedCrop', scale=640, backend='pillow', interpolation='bicubic'
-    ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    _base_.rand_augment,
-    dict(type='PackInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='ResizeEdge',
-        scale=640,
-        edge='short',
-        backend='pillow',
-        interpolation='bicubic',
-    ),
-    dict(type='CenterCrop', crop_size=640),
-    dict(type='PackInputs'),
-]
+image_size = 640
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].update(scale=image_size)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=image_size)
+test_pipeline[2].update(crop_size=image_size)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
