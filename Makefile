@@ -16,7 +16,7 @@ CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
 
-setup: ## Make .venv: the first time 11 to 24 minutes and 13 GB of disk, later at once
+setup: ## Make .venv: the first time 10 to 25 minutes and 13 GB of disk, later at once
 	@command -v '$(PYTHON)' >/dev/null || { \
 	  echo '$(PYTHON) was not found: install Python 3.12, or name yours, as in' \
 	    '`make $(or $(MAKECMDGOALS),setup) PYTHON=python3.11`.' >&2; exit 1; }
@@ -44,7 +44,7 @@ test: setup ## Run all tests, JOBS=2 at a time; ARGS='-k dcnv3' chooses some
 test-gpu: setup ## Run the tests that need a CUDA device; without one they fail
 	@REQUIRE_CUDA=1 $(RUN)/python -m pytest -m gpu $(ARGS)
 
-test-install: setup ## Install the wheel with all extras into a fresh environment, run the README and mim there
+test-install: setup ## Install the wheel with all extras into a fresh environment, run the documents' Python and mim there
 	@$(RUN)/python -m tests.install.fresh
 
 kills: setup ## Kill small trainings KILLS=30 times; each has to end as if unbroken, bit for bit

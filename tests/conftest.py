@@ -10,6 +10,12 @@ import torch
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 
 
+def pytest_configure():
+    """Compute float32 as float32: cuDNN's default for convolutions is TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def pytest_runtest_setup(item):
     """Skip a test marked ``gpu`` without a GPU; with REQUIRE_CUDA=1, fail it."""
     if item.get_closest_marker('gpu') is None or torch.cuda.is_available():

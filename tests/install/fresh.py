@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def steps(fresh: Fresh) -> None:
-    """Do what the README says, from the wheel to a trained detector."""
+    """Do what the documents say, from the wheel to a trained detector."""
     python, mim = fresh.bin / 'python', fresh.bin / 'mim'
     wheel = (sys.executable, '-m', 'pip', 'wheel', '--no-build-isolation', '--no-deps')
     fresh.run('wheel', *wheel, '--wheel-dir', fresh.folder, ROOT)
@@ -102,14 +102,15 @@ def steps(fresh: Fresh) -> None:
     fresh.run('imports', python, '-W', 'ignore', '-c', IMPORTS)
 
     # A copy: beside the original, Python would find the checkout's packages.
-    program = shutil.copy(ROOT / 'tests' / 'install' / 'readme.py', fresh.work)
-    fresh.run('README', python, program, ROOT / 'README.md')
+    program = shutil.copy(ROOT / 'tests' / 'install' / 'document_code.py', fresh.work)
+    documents = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+    fresh.run('documents', python, program, *documents)
 
     config = small_coco.CONFIG.name
     with redirect_stdout(io.StringIO()):  # mmdet's, not ours
         small_coco.write_coco(fresh.work / 'data' / 'coco')
     small = ('--cfg-options', *small_coco.SMALL)
-    path = f'configs/detection/{config}'  # which the README's run has put here
+    path = f'configs/detection/{config}'  # where the documents' run has put it
     fresh.run('mim run', mim, 'run', 'internimage', 'get_flops', path)
     # By name, which mim looks for among the package's configs.
     arguments = ('train', 'internimage', config, '--work-dir', 'out', *small)

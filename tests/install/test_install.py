@@ -9,10 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.install import readme
+import pytest
+import torch
+
+from tests.install import document_code
 from tests.install.declared import ROOT, DeclaredFinder, closure
 
 OURS = {'internimage', 'ops_dcnv3'}
+DOCUMENTS = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+    if document_code.find_blocks(path)
+]
 
 
 def run_module(name: str) -> list[str]:
@@ -106,7 +114,15 @@ def test_what_the_package_holds(tmp_path):
         assert {n for n in modules if not n.startswith('.mim')} == files(ROOT / package)
 
 
-def test_readme(tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DOCUMENTS)
+def test_document_code(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    assert readme.main(ROOT / 'README.md') == 3
-    assert list((tmp_path / 'outputs').rglob('street.*'))
+    hub = torch.hub.get_dir()
+    try:
+        document_code.main([ROOT / name])
+    finally:
+        torch.hub.set_dir(hub)
+    if name == 'README.md':
+        for folder in ('detected', 'segmented'):
+            assert list((tmp_path / folder).rglob('street.*'))
