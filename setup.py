@@ -148,7 +148,7 @@ def extensions() -> tuple[list, dict]:
     folders = {f'{ROOT.resolve()}/': '', f'{Path(torch.__file__).parents[1]}/': ''}
     no_paths = [f'-fmacro-prefix-map={old}={new}' for old, new in folders.items()]
     cxx += no_paths
-    operators = [f'cpu/{op}_cpu.cpp' for op in ('branch', 'dcnv3', 'layer', 'linear')]
+    operators = [f'cpu/{op}_cpu.cpp' for op in ('branch', 'dcnv3', 'layer', 'mlp')]
     kernels = [f'cpu/kernels_{isa}.cpp' for isa in ('baseline', 'avx2', 'avx512')]
     libraries = [
         library(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ops_dcnv3 import ACT_LAYERS, NORM_LAYERS
 from ops_dcnv3.arguments import choice, flag, integer, integers, number
-from ops_dcnv3.layers import ACT_LAYERS, NORM_LAYERS
 
 
 @dataclass(frozen=True)

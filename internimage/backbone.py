@@ -3,19 +3,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, ClassVar
 
-import torch
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit, trunc_normal_init
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ops_dcnv3 import DCNv3
 from ops_dcnv3.arguments import flag, integer
-from ops_dcnv3.context import is_transformed
-from ops_dcnv3.layers import build_norm_layer, is_untouched
 
 from .architecture import (
     Architecture,
@@ -24,166 +20,9 @@ from .architecture import (
     level_indices,
     refuse_pretrained,
 )
+from .blocks import Block, Level
 from .checkpoint import load_pretrained
-from .layers import Downsample, DropPath, Mlp, Stem
-
-
-class Block(nn.Module):
-    """DCNv3 and an MLP, each in a residual branch.
-
-    Args:
-        arch: Settings of the whole backbone.
-        level: Index of the level that the block is in.
-        drop_path_rate: Probability to drop a branch while training, in [0, 1).
-        recompute: As for :class:`InternImage`.
-    """
-
-    def __init__(
-        self,
-        arch: Architecture,
-        level: int,
-        drop_path_rate: float,
-        recompute: bool = True,
-    ) -> None:
-        super().__init__()
-        channels = arch.level_channels[level]
-        self.post_norm = arch.post_norm
-        self.layer_scale = arch.layer_scale
-        self.norm1 = build_norm_layer(channels)
-        self.dcn = DCNv3(
-            channels,
-            kernel_size=3,
-            dw_kernel_size=arch.dw_kernel_size,
-            groups=arch.groups[level],
-            offset_scale=arch.offset_scale,
-            act_layer=arch.act_layer,
-            norm_layer=arch.norm_layer,
-            center_feature_scale=arch.center_feature_scale,
-            remove_center=arch.remove_center,
-            recompute=recompute,
-        )
-        self.drop_path = DropPath(drop_path_rate)
-        self.norm2 = build_norm_layer(channels)
-        hidden_channels = int(channels * arch.mlp_ratio)
-        self.mlp = Mlp(channels, hidden_channels, arch.act_layer, recompute)
-        self.gamma1 = self.gamma2 = None
-        if arch.layer_scale is not None:
-            self.gamma1 = nn.Parameter(torch.empty(channels))
-            self.gamma2 = nn.Parameter(torch.empty(channels))
-        self.res_post_norm1 = self.res_post_norm2 = None
-        if arch.res_post_norm:
-            self.res_post_norm1 = build_norm_layer(channels)
-            self.res_post_norm2 = build_norm_layer(channels)
-        self.reset_layer_scale()
-
-    def reset_layer_scale(self) -> None:
-        """Set the factors on the branches to their initial value."""
-        for gamma in (self.gamma1, self.gamma2):
-            if gamma is not None and self.layer_scale is not None:
-                nn.init.constant_(gamma, self.layer_scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(N, H, W, C)`` to the same shape."""
-        x = self._add_branch(x, self.dcn, self.norm1, self.res_post_norm1, self.gamma1)
-        return self._add_branch(
-            x, self.mlp, self.norm2, self.res_post_norm2, self.gamma2
-        )
-
-    def _add_branch(
-        self,
-        x: Tensor,
-        layer: nn.Module,
-        norm: nn.Module,
-        res_post_norm: nn.Module | None,
-        gamma: Tensor | None,
-    ) -> Tensor:
-        """Return ``x`` with a branch, in the published order of operations."""
-        keeps_all = _keeps_all(self.drop_path)
-        is_plain = not self.post_norm and gamma is None and res_post_norm is None
-        if is_plain and keeps_all and not self.training and _is_untouched_branch(layer):
-            return layer.add_branch(x, norm)
-        branch = norm(layer(x)) if self.post_norm else layer(norm(x))
-        if gamma is not None and keeps_all:
-            return torch.addcmul(x, gamma, branch)
-        if gamma is not None:
-            branch = gamma * branch
-        elif res_post_norm is not None and not self.post_norm:
-            branch = res_post_norm(branch)
-        return x + self.drop_path(branch)
-
-
-def _keeps_all(drop_path: nn.Module) -> bool:
-    """Tell whether a branch may go past this module, which is ours and does nothing."""
-    return isinstance(drop_path, DropPath) and drop_path.can_be_skipped()
-
-
-def _is_untouched_branch(layer: nn.Module) -> TypeGuard[DCNv3 | Mlp]:
-    """Tell whether a branch is ours, and nobody waits for its calls."""
-    return is_untouched(layer, DCNv3) or is_untouched(layer, Mlp)
-
-
-class Level(nn.Module):
-    """The blocks at one resolution, and the step to the next.
-
-    Args:
-        arch: Settings of the whole backbone.
-        index: Which level this is.
-        drop_path_rates: For each block, the probability to drop a branch.
-        with_cp: Recompute the blocks in the backward pass to save memory.
-        recompute: As for :class:`InternImage`.
-    """
-
-    def __init__(
-        self,
-        arch: Architecture,
-        index: int,
-        drop_path_rates: Sequence[float],
-        with_cp: bool,
-        recompute: bool,
-    ) -> None:
-        super().__init__()
-        channels = arch.level_channels[index]
-        self.with_cp = with_cp
-        self.blocks = nn.ModuleList(
-            Block(arch, index, rate, recompute and not with_cp)
-            for rate in drop_path_rates
-        )
-        self.post_norm_ids = arch.post_norm_ids(index)
-        if self.post_norm_ids:
-            self.post_norms = nn.ModuleList(
-                build_norm_layer(channels) for _ in self.post_norm_ids
-            )
-        self.norm = None
-        if not arch.post_norm or arch.center_feature_scale:
-            self.norm = build_norm_layer(channels)
-        self.downsample = None
-        if index < len(arch.depths) - 1:
-            self.downsample = Downsample(channels, arch.norm_layer)
-
-    def forward(self, x: Tensor, is_last: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the next level's input and this level's features.
-
-        Args:
-            x: ``(N, H, W, C)``.
-            is_last: No next level runs.
-
-        Returns:
-            ``(N, ceil(H/2), ceil(W/2), 2C)`` and ``(N, H, W, C)``; twice the latter
-            from the last level.
-        """
-        for index, block in enumerate(self.blocks):
-            # The transforms of torch.func know no checkpoints.
-            if self.with_cp and torch.is_grad_enabled() and not is_transformed():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-            if index in self.post_norm_ids:
-                x = self.post_norms[self.post_norm_ids.index(index)](x)
-        if self.norm is not None:
-            x = self.norm(x)
-        if is_last or self.downsample is None:
-            return x, x
-        return self.downsample(x), x
+from .layers import Stem
 
 
 @MODELS.register_module()

@@ -4,28 +4,21 @@
 Attribute names are those of the released weights.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ops_dcnv3.context import have_all_modules_hooks, is_traced, is_transformed
-from ops_dcnv3.geometry import check_channels_last, check_floating
-from ops_dcnv3.layers import (
+from ops_dcnv3 import (
+    AsBuilt,
     build_act_layer,
     build_norm_layer,
+    check_channels_last,
+    check_floating,
     check_matches,
-    has_linear_kernel,
-    is_exact_gelu,
-    is_plain_linear,
-    is_untouched,
-    keeps_for_backward,
+    is_traced,
+    is_transformed,
     linear,
-    linear_of_gelu,
-    parameters_of_norm,
-    plain_parameters,
+    recomputed,
 )
-from ops_dcnv3.registration import run_below_autograd
 
 
 class Stem(nn.Module):
@@ -90,12 +83,6 @@ def _to_channels_last_memory(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-# Measured: 256 to 512 channels at 14 x 14 take 0.8 instead of 4 ms and more; at 50 x 84
-# they would take a tenth longer.
-_MANY_WEIGHTS = 2**20
-_FEW_PIXELS = 2048
-
-
 class Downsample(nn.Module):
     """Halve the size of a map and double its channels.
 
@@ -117,36 +104,22 @@ class Downsample(nn.Module):
             check_channels_last('x', x, _size_of(self.conv, 'in_channels'))
         check_matches('x', x, 'conv', self.conv)
         x = x.permute(0, 3, 1, 2)
-        if self._is_faster_channels_first(x):
+        if x.device.type == 'cpu':
+            # oneDNN lays the weights out anew at each call, and for channels last
+            # several times slower.
             return self.norm(_to_channels_last_memory(self.conv(x.contiguous())))
         return self.norm(self.conv(x))
 
-    def _is_faster_channels_first(self, x: Tensor) -> bool:
-        """Tell whether it is, with two changes of layout, as for small maps on a CPU.
 
-        oneDNN lays the weights out anew at each call, and for channels last so slowly
-        that it shows where they are many and pixels few.
-        """
-        return (
-            x.device.type == 'cpu'
-            and x.dtype == torch.float32
-            and not torch.is_autocast_enabled('cpu')
-            and not is_traced()
-            and not is_transformed()
-            and 2 * (3 * x.shape[1]) ** 2 >= _MANY_WEIGHTS
-            and x.numel() <= _FEW_PIXELS * x.shape[1]
-        )
-
-
-class Mlp(nn.Module):
+class Mlp(AsBuilt):
     """Two linear layers with an activation between them.
 
     Args:
         channels: Input and output channels.
         hidden_channels: Channels between the layers.
         act_layer: Name of the activation.
-        recompute: For less memory, run a GELU again in the backward pass instead of
-            keeping what it computes.
+        recompute: For less memory, run the activation again in the backward pass
+            instead of keeping what it computes, while the module is as it was built.
     """
 
     def __init__(
@@ -157,40 +130,22 @@ class Mlp(nn.Module):
         recompute: bool = True,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self._recomputes = recompute
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.act = build_act_layer(act_layer)
         self.fc2 = nn.Linear(hidden_channels, channels)
+        self.remember_build()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., C)`` to ``(..., C)``."""
         self._check(x)
-        if has_linear_kernel(x) and (parameters := self._plain_parameters()):
-            return self._run_at_once(x, parameters, ([], 0.0), add_input=False)
-        check_matches('x', x, 'fc1', self.fc1)
-        if (
-            self.recompute
-            and keeps_for_backward()
-            and is_untouched(self.fc1, nn.Linear)
-            and is_exact_gelu(self.act)
-            and is_plain_linear(self.fc2)
-        ):
-            return linear_of_gelu(self.fc2, linear(self.fc1, x))
-        return linear(self.fc2, self.act(linear(self.fc1, x)))
+        hidden = linear(self.fc1, x)
+        if self._recomputes:
+            return recomputed(self, self._end, hidden)
+        return self._end(hidden)
 
-    def add_branch(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """Return ``x + self(norm(x))``, in one call where there is a kernel for it.
-
-        Args:
-            x: ``(..., C)``.
-            norm: A LayerNorm over channels, of ``build_norm_layer``.
-        """
-        self._check(x)
-        if has_linear_kernel(x):
-            parameters, of_norm = self._plain_parameters(), parameters_of_norm(norm)
-            if parameters and of_norm:
-                return self._run_at_once(x, parameters, of_norm, add_input=True)
-        return x + self(norm(x))
+    def _end(self, hidden: Tensor) -> Tensor:
+        return linear(self.fc2, self.act(hidden))
 
     def _check(self, x: Tensor) -> None:
         check_floating('x', x)
@@ -202,25 +157,7 @@ class Mlp(nn.Module):
                 f'x: expected (..., C), channels last, with C = {channels}, '
                 f'got {tuple(x.shape)}'
             )
-
-    def _run_at_once(
-        self,
-        x: Tensor,
-        parameters: list[Tensor],
-        of_norm: tuple[list[Tensor], float],
-        add_input: bool,
-    ) -> Tensor:
-        operator = torch.ops.ops_dcnv3.mlp_forward.default
-        return run_below_autograd(operator, x, parameters, *of_norm, add_input)
-
-    def _plain_parameters(self) -> list[Tensor] | None:
-        """Return weights and biases in order, if nobody sees or changed the layers."""
-        modules: Any = self._modules
-        if not is_exact_gelu(modules['act']):
-            return None
-        of_fc1 = plain_parameters(modules['fc1'], nn.Linear)
-        of_fc2 = plain_parameters(modules['fc2'], nn.Linear)
-        return of_fc1 + of_fc2 if of_fc1 and of_fc2 else None
+        check_matches('x', x, 'fc1', self.fc1)
 
 
 class DropPath(nn.Module):
@@ -239,21 +176,18 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
+    @property
+    def is_active(self) -> bool:
+        """Whether samples are dropped now."""
+        return self.training and self.rate > 0
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, ...)`` to the same shape."""
-        if not self.training or self.rate == 0:
+        if not self.is_active:
             return x
         keep_rate = 1 - self.rate
         kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep_rate)
         return x * (kept / keep_rate)
-
-    def can_be_skipped(self) -> bool:
-        """Tell whether a call would return its input, and nobody would see it."""
-        return (
-            (not self.training or self.rate == 0)
-            and is_untouched(self, DropPath)
-            and not have_all_modules_hooks()
-        )
 
     def extra_repr(self) -> str:
         """Show the rate."""

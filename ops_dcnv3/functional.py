@@ -3,10 +3,11 @@
 
 from torch import Tensor
 
-from . import library, registration
-from .context import is_forward_mode, is_traced
+from . import autograd, library
+from .autocast import cast_for_autocast
 from .geometry import Geometry, IntOrPair, check_tensors, make_geometry
 from .reference import sample_and_sum, softmax_of
+from .torch_internals import is_forward_mode, is_traced
 
 
 def dcnv3(
@@ -129,13 +130,13 @@ def apply(
         and isinstance(offset, Tensor)
         and isinstance(mask, Tensor)
     ):
-        input, offset, mask = registration.cast_for_autocast(input, offset, mask)
+        input, offset, mask = cast_for_autocast(input, offset, mask)
     # A trace holds sizes as tensors, of which Python can not decide; the kernels check.
     if not is_traced():
         check_tensors(input, offset, mask, geometry)
     has_kernels = library.has_kernels_for(input.device.type)
     if has_kernels and not is_forward_mode():
-        return registration.run(input, offset, mask, *geometry, softmax)
+        return autograd.run(input, offset, mask, *geometry, softmax)
     if not has_kernels:
         library.warn_slow(input.device.type)
     if softmax:

@@ -112,38 +112,6 @@ def make_geometry(
     )
 
 
-def check_channels_last(name: str, x: Tensor, channels: int | None = None) -> None:
-    """Check that ``x`` is ``(N, H, W, C)``.
-
-    Raises:
-        TypeError: Not a tensor, or of integers.
-        ValueError: Of another shape.
-    """
-    check_floating(name, x)
-    if x.dim() == 4 and (channels is None or x.shape[3] == channels):
-        return
-    wanted = '' if channels is None else f', with C = {channels}'
-    advice = ''
-    if x.dim() == 4 and x.shape[1] == channels:
-        advice = ': permute(0, 2, 3, 1) turns (N, C, H, W) into it'
-    raise ValueError(
-        f'{name}: expected (N, H, W, C), channels last{wanted}, '
-        f'got {tuple(x.shape)}{advice}'
-    )
-
-
-def check_floating(name: str, x: Tensor) -> None:
-    """Check that ``x`` is a tensor of floating-point numbers.
-
-    Raises:
-        TypeError: It is not.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f'{name}: expected a Tensor, got {type(x).__name__}')
-    if not x.is_floating_point():
-        raise TypeError(f'{name}: expected floating-point numbers, got {x.dtype}')
-
-
 def check_tensors(
     input: Tensor, offset: Tensor, mask: Tensor, geometry: Geometry
 ) -> tuple[int, int]:

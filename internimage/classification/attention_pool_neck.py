@@ -11,8 +11,8 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ops_dcnv3 import build_norm_layer
 from ops_dcnv3.arguments import integer, integers
-from ops_dcnv3.layers import build_norm_layer
 
 
 class CrossAttention(nn.Module):

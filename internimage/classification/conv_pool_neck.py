@@ -5,8 +5,8 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ops_dcnv3 import build_act_layer, build_norm_layer
 from ops_dcnv3.arguments import integer
-from ops_dcnv3.layers import build_act_layer, build_norm_layer
 
 
 @MODELS.register_module()

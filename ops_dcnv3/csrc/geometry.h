@@ -76,6 +76,12 @@ struct NormSizes {
   double eps;
 };
 
+// The sizes of a mixture of the centre, which has a weight for each group.
+struct CenterSizes {
+  int64_t groups;
+  int64_t group_channels;
+};
+
 // The sizes of a linear layer: weight is (out_features, in_features).
 struct LinearSizes {
   int64_t rows;

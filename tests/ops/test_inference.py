@@ -3,12 +3,12 @@
 
 import pytest
 import torch
+from ops_dcnv3.layers import is_plain_inference
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
-from ops_dcnv3.layers import is_plain_inference
 from tests.ops.branch import branch, branch_arguments, make_layer
 from tests.tolerances import FORWARD, relative_error
 

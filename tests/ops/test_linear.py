@@ -3,13 +3,13 @@
 
 import pytest
 import torch
+from ops_dcnv3.layers import build_norm_layer, has_linear_kernel, linear
 from torch import nn
 from torch.autograd.profiler import profile
 from torch.nn import functional as F
 
 from internimage.layers import Mlp
 from ops_dcnv3 import DCNv3
-from ops_dcnv3.layers import build_norm_layer, has_linear_kernel, linear
 from tests.ops.branch import make_layer
 from tests.tolerances import BACKWARD, FORWARD, relative_error
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ops_dcnv3 import DCNv3, dcnv3_reference
-from ops_dcnv3.layers import build_act_layer, build_norm_layer
+from ops_dcnv3 import DCNv3, build_act_layer, build_norm_layer, dcnv3_reference
 from tests.tolerances import FORWARD, relative_error
 
 

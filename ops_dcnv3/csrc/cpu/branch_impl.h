@@ -8,11 +8,6 @@
 namespace dcnv3 {
 namespace DCNV3_CAPABILITY {
 
-// Channels up to a whole number of the widest registers.
-inline int64_t padded(int64_t channels) {
-  return (channels + 15) / 16 * 16;
-}
-
 // Convolve `count` neighbouring pixels of a row, all channels, into sums. The
 // taps that fall into the image are the same for all of them.
 template <int count, typename scalar_t, typename acc_t>
@@ -66,16 +61,17 @@ inline void convolve(
   }
 }
 
-// Normalise the channels of a pixel, and apply GELU if asked to. Sums and
-// parameters are padded.
-template <bool gelu, typename scalar_t, typename acc_t>
+// Normalise the channels of a pixel, and store finish(result, channel, left) of
+// each register of them. Sums and parameters are padded.
+template <typename scalar_t, typename acc_t, typename Finish>
 inline void normalize(
     int64_t channels,
     double eps,
     const acc_t* norm_weight,
     const acc_t* norm_bias,
     const acc_t* sums,
-    scalar_t* output) {
+    scalar_t* output,
+    const Finish& finish) {
   constexpr int lanes = kLanes<acc_t>;
   // Beyond the last channel are zeros.
   Lanes<acc_t> total = {};
@@ -99,14 +95,10 @@ inline void normalize(
     const Lanes<acc_t> x =
         (load(sums + channel) - mean) * factor * load(norm_weight + channel) +
         load(norm_bias + channel);
-    const Lanes<acc_t> result = gelu ? gelu_of<acc_t>(x) : x;
     const int64_t left = channels - channel;
+    const Lanes<acc_t> result = finish(x, channel, left);
     if constexpr (sizeof(scalar_t) == sizeof(acc_t)) {
-      if (left >= lanes) {
-        store<acc_t>(output + channel, result);
-      } else {
-        __builtin_memcpy(output + channel, &result, left * sizeof(acc_t));
-      }
+      store_up_to<acc_t>(output + channel, result, left);
     } else {
       for (int i = 0; i < (left < lanes ? left : lanes); ++i) {
         output[channel + i] = static_cast<scalar_t>(result[i]);
@@ -172,13 +164,14 @@ void branch(
           sums.data());
     }
     for (int64_t i = 0; i < count; ++i) {
-      normalize<true>(
+      normalize(
           s.channels,
           s.eps,
           norm_weight,
           norm_bias,
           sums.data() + i * size,
-          p.output + (pixel - begin + i) * s.channels);
+          p.output + (pixel - begin + i) * s.channels,
+          [](Lanes<acc_t> x, int64_t, int64_t) { return gelu_of<acc_t>(x); });
     }
   }
 }
@@ -203,8 +196,20 @@ void norm(
       __builtin_memcpy(row, source, bytes);
       source = row;
     }
-    float* const target = p.output + i * s.channels;
-    normalize<false>(s.channels, s.eps, weight, bias, source, target);
+    Ending ending = p.ending;
+    if (ending.added) {
+      ending.added += i * s.channels;
+    }
+    normalize(
+        s.channels,
+        s.eps,
+        weight,
+        bias,
+        source,
+        p.output + i * s.channels,
+        [&](Lanes<float> x, int64_t channel, int64_t left) {
+          return ended(x, ending, channel, left);
+        });
   }
 }
 

@@ -47,11 +47,28 @@ struct BranchPointers {
   scalar_t* output;
 };
 
-// All contiguous.
+// What happens to the channels of a row at the end of a residual branch:
+// factors (channels) and, row by row, the numbers to which it is added. Either
+// may be null.
+struct Ending {
+  const float* factors = nullptr;
+  const float* added = nullptr;
+};
+
+// All contiguous. The output may be the input.
 struct NormPointers {
   const float* input;
   const float* weight;
   const float* bias;
+  float* output;
+  Ending ending = {};
+};
+
+// All contiguous: the logits of the groups' weights (pixels, G), and for
+// (pixels, C) what is mixed in and what it is mixed into.
+struct CenterPointers {
+  const float* logits;
+  const float* projected;
   float* output;
 };
 
@@ -62,21 +79,22 @@ struct Weights {
   int64_t out_features;
 };
 
-// All contiguous; bias and residual may be null. Of the layer that comes next,
-// if there is one, the first weights are fetched meanwhile.
+// All contiguous. Of the layer that comes next, if there is one, the first
+// weights are fetched meanwhile.
 struct LinearPointers {
   const float* input;
   const float* weight;
   const float* bias;
-  const float* residual;
   float* output;
+  Ending ending = {};
   Weights next = {};
 };
 
 // forward and branch: an item is a pixel of the output, (n, ho, wo). What has a
 // place for each of them starts with that of pixel `begin`: the output, and the
 // offsets and masks.
-// norm: an item is a row. linear: see linear_impl.h; linear_items counts them.
+// norm: an item is a row; center: a pixel. linear: see linear_impl.h;
+// linear_items counts them.
 // backward: an item is a group of an image, (n, g); its sums go to no other
 // item's memory, so the result does not depend on the number of threads.
 #define DCNV3_DECLARE_KERNELS(capability)                  \
@@ -102,6 +120,11 @@ struct LinearPointers {
   void norm(                                               \
       const NormSizes& sizes,                              \
       const NormPointers& pointers,                        \
+      int64_t begin,                                       \
+      int64_t end);                                        \
+  void center(                                             \
+      const CenterSizes& sizes,                            \
+      const CenterPointers& pointers,                      \
       int64_t begin,                                       \
       int64_t end);                                        \
   void linear(                                             \

@@ -24,6 +24,7 @@
 #include "../sampling.h"
 #include "backward_impl.h"
 #include "branch_impl.h"
+#include "center_impl.h"
 #include "forward_impl.h"
 #include "linear_impl.h"
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The DCNv3 layer on the CPU in one call: for small maps, the way from Python
-// to each of its parts takes longer than the part.
+// The DCNv3 layer of a block on the CPU in one call, with what stands around
+// it: for small maps, the way from Python to each of its parts takes longer
+// than the part.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "checks_cpu.h"
@@ -12,206 +14,203 @@
 namespace dcnv3 {
 namespace {
 
-// Weight and bias of dw_conv, its norm, offset, mask, input_proj, output_proj.
-constexpr size_t kParameters = 12;
-
-// The parts of the layer, and the memory that all rows share. (H, W) stays, so
-// a row is a pixel everywhere.
-class Layer {
- public:
-  Layer(
-      const Tensor& x,
-      const std::vector<Tensor>& p,
-      double eps,
-      const std::vector<Tensor>& norm_parameters,
-      double norm_eps,
-      bool add_input,
-      const Settings& settings)
-      : geometry(make_geometry(x, settings)),
-        branch_sizes(make_branch_sizes(x, p[0], p[1], p[2], p[3], eps)),
-        input("input", x),
-        conv_weight("dw_conv.weight", p[0]),
-        conv_bias("dw_conv.bias", p[1]),
-        norm_weight("dw_conv.norm.weight", p[2]),
-        norm_bias("dw_conv.norm.bias", p[3]),
-        offset("offset.weight", p[4], "offset.bias", p[5], channels()),
-        mask("mask.weight", p[6], "mask.bias", p[7], channels()),
-        input_proj(
-            "input_proj.weight",
-            p[8],
-            "input_proj.bias",
-            p[9],
-            channels()),
-        output_proj(
-            "output_proj.weight",
-            p[10],
-            "output_proj.bias",
-            p[11],
-            channels()),
-        norm(norm_parameters, channels(), norm_eps),
-        residual(add_input ? input.data() : nullptr) {
-    check_sides(x, geometry);
-    DCNV3_CHECK(
-        geometry.out_height == geometry.height &&
-            geometry.out_width == geometry.width,
-        "kernel_size, stride, padding, dilation: expected an output of the "
-        "input's size, (",
-        geometry.height,
-        ", ",
-        geometry.width,
-        "), got (",
-        geometry.out_height,
-        ", ",
-        geometry.out_width,
-        ")");
-    check_shape("offset.weight", p[4], {2 * points(), channels()});
-    check_shape("mask.weight", p[6], {points(), channels()});
-    check_shape("input_proj.weight", p[8], {channels(), channels()});
-    if (add_input) {
-      check_shape("output_proj.weight", p[10], {channels(), channels()});
-    }
-  }
-
-  int64_t rows() const { return geometry.out_pixels(); }
-  int64_t channels() const { return geometry.channels(); }
-  int64_t points() const { return geometry.groups * geometry.points(); }
-  // Numbers of a row in the memory.
-  int64_t width() const { return (norm.is_there() ? 2 : 1) * channels(); }
-  void use(float* memory, float* output_memory) {
-    projected = memory;
-    normed = norm.is_there() ? memory + rows() * channels() : nullptr;
-    output = output_memory;
-  }
-  // The input, or what the norm makes of it.
-  const float* seen() const { return normed ? normed : input.data(); }
-
-  // From the input to what others see of the rows from begin to end.
-  void project(int64_t begin, int64_t end) const {
-    const int64_t at = begin * channels();
-    if (normed) {
-      norm.run(input.data() + at, end - begin, normed + at);
-    }
-    input_proj.task(seen() + at, end - begin, projected + at).run();
-  }
-
-  const Geometry geometry;
-  const BranchSizes branch_sizes;
-  const Numbers input, conv_weight, conv_bias, norm_weight, norm_bias;
-  const LinearLayer offset, mask, input_proj, output_proj;
-  const NormLayer norm;
-  const float* const residual;  // null, or the input
-  float* normed = nullptr;
-  float* projected = nullptr;
-  float* output = nullptr;
+// Weight and bias of each part, or nothing of one that may be absent.
+struct Parts {
+  const std::vector<Tensor>& pre_norm;
+  double pre_norm_eps;
+  const std::vector<Tensor>& dw_conv;
+  const std::vector<Tensor>& dw_norm;
+  double dw_norm_eps;
+  const std::vector<Tensor>& offset;
+  const std::vector<Tensor>& mask;
+  const std::vector<Tensor>& center_scale;
+  const std::vector<Tensor>& input_proj;
+  const std::vector<Tensor>& output_proj;
+  const std::vector<Tensor>& post_norm;
+  double post_norm_eps;
+  const std::optional<Tensor>& scale;
+  bool add_input;
 };
 
-// What is computed for some rows from what all have.
-class LayerRows {
+// The layer for an input. It keeps the size of the map, so that a row is a
+// pixel everywhere. Its memory has a part that all rows share, and one of the
+// rows that are on their way.
+class Layer {
  public:
-  // Numbers of a row in the memory.
-  static int64_t width(const Layer& layer) {
-    return layer.channels() + 3 * layer.points();
+  Layer(const Tensor& input, const Parts& p, const Settings& settings)
+      : geometry_(make_geometry(input, settings)),
+        input_("input", input),
+        pre_norm_("pre_norm", p.pre_norm, channels(), p.pre_norm_eps),
+        dw_conv_("dw_conv", p.dw_conv, {channels(), 1, kAny, kAny}),
+        dw_norm_("dw_norm", p.dw_norm, {channels()}),
+        branch_sizes_(make_branch_sizes(
+            input,
+            p.dw_conv[0],
+            p.dw_conv[1],
+            p.dw_norm[0],
+            p.dw_norm[1],
+            p.dw_norm_eps)),
+        offset_("offset", p.offset, 2 * points(), channels()),
+        mask_("mask", p.mask, points(), channels()),
+        center_scale_(
+            "center_scale",
+            p.center_scale,
+            geometry_.groups,
+            channels(),
+            true),
+        input_proj_("input_proj", p.input_proj, channels(), channels()),
+        last_(
+            LinearLayer("output_proj", p.output_proj, channels(), channels()),
+            NormLayer("post_norm", p.post_norm, channels(), p.post_norm_eps),
+            p.scale,
+            p.add_input ? input_.data() : nullptr) {
+    check_sides(input, geometry_);
+    const Geometry& g = geometry_;
+    DCNV3_CHECK(
+        g.out_height == g.height && g.out_width == g.width && g.stride_h == 1 &&
+            g.stride_w == 1,
+        "kernel_size, stride, padding, dilation: expected stride 1 and an "
+        "output of the input's size, (",
+        g.height,
+        ", ",
+        g.width,
+        "), got stride (",
+        g.stride_h,
+        ", ",
+        g.stride_w,
+        ") and (",
+        g.out_height,
+        ", ",
+        g.out_width,
+        ")");
   }
 
-  LayerRows(const Layer& layer, int64_t begin, int64_t end, float* memory)
-      : l_(layer),
-        begin_(begin),
-        count_(end - begin),
-        features_(memory),
-        offsets_(features_ + count_ * layer.channels()),
-        masks_(offsets_ + count_ * 2 * layer.points()) {}
+  int64_t rows() const { return geometry_.out_pixels(); }
+  // Numbers of a row in the memory that all share, and in its own.
+  int64_t shared_width() const {
+    return (pre_norm_.is_there() ? 2 : 1) * channels();
+  }
+  int64_t own_width() const {
+    return channels() + 3 * points() +
+           (center_scale_.is_there() ? geometry_.groups : 0);
+  }
 
-  // Each method is for the rows from begin to end of these.
-  void look_around(int64_t begin, int64_t end) const {
-    const BranchPointers<float> pointers{
-        l_.seen(),
-        l_.conv_weight.data(),
-        l_.conv_bias.data(),
-        l_.norm_weight.data(),
-        l_.norm_bias.data(),
-        features_ + begin * l_.channels()};
-    DCNV3_BEST_KERNEL(branch<float>)
-    (l_.branch_sizes, pointers, begin_ + begin, begin_ + end);
+  // From the input to what other rows see of the rows from begin to end.
+  void project(Threads threads, int64_t begin, int64_t end, float* shared)
+      const {
+    const int64_t at = begin * channels();
+    if (pre_norm_.is_there()) {
+      float* const normed = shared + rows() * channels() + at;
+      pre_norm_.run(threads, input_.data() + at, end - begin, normed);
+    }
+    dcnv3::run(
+        threads,
+        {input_proj_.task(seen(shared) + at, end - begin, shared + at)});
   }
-  LinearTask offset() const {
-    return l_.offset.task(features_, count_, offsets_);
-  }
-  LinearTask mask() const { return l_.mask.task(features_, count_, masks_); }
-  // In place of the features, which are not needed any more.
-  void sample(int64_t begin, int64_t end) const {
-    const ForwardPointers<float, float> pointers{
-        l_.projected,
-        offsets_ + begin * 2 * l_.points(),
-        masks_ + begin * l_.points(),
-        features_ + begin * l_.channels()};
-    DCNV3_BEST_KERNEL(forward<float, float>)
-    (l_.geometry, pointers, begin_ + begin, begin_ + end);
-  }
-  LinearTask output_proj() const {
-    const int64_t at = begin_ * l_.output_proj.out_features;
-    return l_.output_proj.task(
-        features_,
-        count_,
-        l_.output + at,
-        false,
-        l_.residual ? l_.residual + at : nullptr);
+
+  // From that to the output of the rows from begin to end.
+  void run(
+      Threads threads,
+      int64_t begin,
+      int64_t end,
+      const float* shared,
+      float* own,
+      float* output) const {
+    const int64_t count = end - begin;
+    float* const features = own;
+    float* const offsets = features + count * channels();
+    float* const masks = offsets + count * 2 * points();
+    float* const center_logits = masks + count * points();
+    const BranchPointers<float> around{
+        seen(shared),
+        dw_conv_.weight(),
+        dw_conv_.bias(),
+        dw_norm_.weight(),
+        dw_norm_.bias(),
+        features};
+    for_rows(
+        threads,
+        count,
+        branch_grain(branch_sizes_),
+        [&](int64_t first, int64_t last) {
+          BranchPointers<float> part = around;
+          part.output += first * channels();
+          DCNV3_BEST_KERNEL(branch<float>)
+          (branch_sizes_, part, begin + first, begin + last);
+        });
+
+    std::vector<LinearTask> predictions{
+        offset_.task(features, count, offsets),
+        mask_.task(features, count, masks)};
+    if (center_scale_.is_there()) {
+      predictions.push_back(center_scale_.task(features, count, center_logits));
+    }
+    dcnv3::run(threads, predictions, last_.weights());
+
+    // In place of the features, which are not needed any more.
+    const ForwardPointers<float, float> samples{
+        shared,
+        offsets,
+        masks,
+        features};
+    for_rows(
+        threads,
+        count,
+        forward_grain(geometry_),
+        [&](int64_t first, int64_t last) {
+          ForwardPointers<float, float> part = samples;
+          part.offset += first * 2 * points();
+          part.mask += first * points();
+          part.output += first * channels();
+          DCNV3_BEST_KERNEL(forward<float, float>)
+          (geometry_, part, begin + first, begin + last);
+          if (center_scale_.is_there()) {
+            const CenterPointers centers{
+                center_logits,
+                shared + begin * channels(),
+                features};
+            DCNV3_BEST_KERNEL(center)
+            ({geometry_.groups, geometry_.group_channels},
+             centers,
+             first,
+             last);
+          }
+        });
+    last_.run(threads, features, begin, end, output);
   }
 
  private:
-  const Layer& l_;
-  int64_t begin_;
-  int64_t count_;
-  float* features_;
-  float* offsets_;
-  float* masks_;
+  int64_t channels() const { return geometry_.channels(); }
+  int64_t points() const { return geometry_.groups * geometry_.points(); }
+  // The input, or what the norm makes of it.
+  const float* seen(const float* shared) const {
+    return pre_norm_.is_there() ? shared + rows() * channels() : input_.data();
+  }
+
+  Geometry geometry_;
+  Numbers input_;
+  NormLayer pre_norm_;
+  Parameters dw_conv_, dw_norm_;
+  BranchSizes branch_sizes_;
+  LinearLayer offset_, mask_, center_scale_, input_proj_;
+  LastLayer last_;
 };
-
-// Each thread has a share of the rows. It waits once for the others: their norm
-// and projection are what it convolves and samples.
-void run_in_shares(const Layer& layer, const Shares& shares, float* memory) {
-  shares.for_each_part(
-      [&](int64_t, int64_t begin, int64_t end) { layer.project(begin, end); });
-  const int64_t size = shares.part() * LayerRows::width(layer);
-  shares.for_each_part([&](int64_t index, int64_t begin, int64_t end) {
-    const LayerRows rows(layer, begin, end, memory + index * size);
-    const int64_t count = end - begin;
-    rows.look_around(0, count);
-    rows.offset().before(rows.mask()).run();
-    rows.mask().before(rows.output_proj()).run();
-    rows.sample(0, count);
-    rows.output_proj().run();
-  });
-}
-
-// All threads run one part of the layer after the other.
-void run_in_turn(const Layer& layer, float* memory) {
-  const int64_t count = layer.rows();
-  layer.norm.run_by_all(layer.input.data(), count, layer.normed);
-  const LayerRows rows(layer, 0, count, memory);
-  torch::stable::parallel_for(
-      0,
-      count,
-      branch_grain(layer.branch_sizes),
-      [&](int64_t begin, int64_t end) { rows.look_around(begin, end); });
-  // The three projections do not wait for each other.
-  run_by_all(
-      {rows.offset(),
-       rows.mask(),
-       layer.input_proj.task(layer.seen(), count, layer.projected)});
-  torch::stable::parallel_for(
-      0,
-      count,
-      forward_grain(layer.geometry),
-      [&](int64_t begin, int64_t end) { rows.sample(begin, end); });
-  run_by_all({rows.output_proj()});
-}
 
 Tensor layer_forward_cpu(
     const Tensor& input,
-    const std::vector<Tensor>& parameters,
-    double eps,
-    const std::vector<Tensor>& norm_parameters,
-    double norm_eps,
+    const std::vector<Tensor>& pre_norm,
+    double pre_norm_eps,
+    const std::vector<Tensor>& dw_conv,
+    const std::vector<Tensor>& dw_norm,
+    double dw_norm_eps,
+    const std::vector<Tensor>& offset,
+    const std::vector<Tensor>& mask,
+    const std::vector<Tensor>& center_scale,
+    const std::vector<Tensor>& input_proj,
+    const std::vector<Tensor>& output_proj,
+    const std::vector<Tensor>& post_norm,
+    double post_norm_eps,
+    const std::optional<Tensor>& scale,
     bool add_input,
     const std::vector<int64_t>& kernel_size,
     const std::vector<int64_t>& stride,
@@ -220,19 +219,22 @@ Tensor layer_forward_cpu(
     int64_t groups,
     double offset_scale,
     bool remove_center) {
-  DCNV3_CHECK(
-      parameters.size() == kParameters,
-      "parameters: expected weight and bias of dw_conv, its norm, offset, "
-      "mask, input_proj and output_proj, got ",
-      parameters.size(),
-      " tensors");
-  Layer layer(
+  const Layer layer(
       input,
-      parameters,
-      eps,
-      norm_parameters,
-      norm_eps,
-      add_input,
+      {pre_norm,
+       pre_norm_eps,
+       dw_conv,
+       dw_norm,
+       dw_norm_eps,
+       offset,
+       mask,
+       center_scale,
+       input_proj,
+       output_proj,
+       post_norm,
+       post_norm_eps,
+       scale,
+       add_input},
       {kernel_size,
        stride,
        padding,
@@ -241,23 +243,33 @@ Tensor layer_forward_cpu(
        offset_scale,
        remove_center,
        true});
-  const int64_t width = LayerRows::width(layer);
-  const Shares shares(layer.rows(), layer.width() + width);
+  const int64_t rows = layer.rows();
+  const int64_t width = layer.own_width();
+  const Shares shares(rows, layer.shared_width() + width);
   const bool is_alone = shares.are_worthwhile();
-  const int64_t own = is_alone ? shares.count() * shares.part() : layer.rows();
-  const int64_t shared = layer.rows() * layer.width();
+  const int64_t own_rows = is_alone ? shares.count() * shares.part() : rows;
+  const int64_t shared_size = rows * layer.shared_width();
   // One piece of memory for all: to ask for it takes long, too.
-  Tensor between = torch::stable::new_empty(input, {shared + own * width});
-  Tensor output = torch::stable::new_empty(
-      input,
-      shape_with(input, layer.output_proj.out_features));
-  float* const memory = numbers_of(between);
-  layer.use(memory, numbers_of(output));
-  if (is_alone) {
-    run_in_shares(layer, shares, memory + shared);
-  } else {
-    run_in_turn(layer, memory + shared);
+  Tensor memory =
+      torch::stable::new_empty(input, {shared_size + own_rows * width});
+  Tensor output = torch::stable::new_empty(input, input.sizes());
+  float* const shared = numbers_of(memory);
+  float* const own = shared + shared_size;
+  float* const target = numbers_of(output);
+  if (!is_alone) {
+    layer.project(Threads::kAll, 0, rows, shared);
+    layer.run(Threads::kAll, 0, rows, shared, own, target);
+    return output;
   }
+  // Each thread has a share of the rows. It waits once for the others: their
+  // norm and projection are what it convolves and samples.
+  shares.for_each_part([&](int64_t, int64_t begin, int64_t end) {
+    layer.project(Threads::kThis, begin, end, shared);
+  });
+  const int64_t size = shares.part() * width;
+  shares.for_each_part([&](int64_t index, int64_t begin, int64_t end) {
+    layer.run(Threads::kThis, begin, end, shared, own + index * size, target);
+  });
   return output;
 }
 

@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "../checks.h"
@@ -30,15 +32,6 @@ class Numbers {
         device_of(tensor));
     data_ = static_cast<const float*>(tensor_->const_data_ptr());
   }
-  Numbers(
-      const char* name,
-      const std::optional<Tensor>& tensor,
-      torch::headeronly::IntHeaderOnlyArrayRef shape) {
-    if (tensor) {
-      check_shape(name, *tensor, shape);
-      *this = Numbers(name, *tensor);
-    }
-  }
   // Null where there is no tensor.
   const float* data() const { return data_; }
 
@@ -47,45 +40,89 @@ class Numbers {
   const float* data_ = nullptr;
 };
 
-// A linear layer with what goes in and comes out.
-class LinearTask {
+constexpr int64_t kAny = -1;
+
+// Weight and bias of a layer, as a list of two tensors; or of none, if the
+// layer may be absent. A side of the weight's shape may be kAny. The bias has
+// a number for each of the first side.
+class Parameters {
  public:
-  LinearTask(const LinearSizes& sizes, const LinearPointers& pointers)
-      : sizes_(sizes), pointers_(pointers) {}
-
-  const LinearSizes& sizes() const { return sizes_; }
-  int64_t items() const { return DCNV3_BEST_KERNEL(linear_items)(sizes_); }
-  void run(int64_t begin, int64_t end) const {
-    DCNV3_BEST_KERNEL(linear)(sizes_, pointers_, begin, end);
-  }
-  void run() const { run(0, items()); }
-
-  // The same, with the weights of the task that comes next fetched meanwhile.
-  LinearTask before(const LinearTask& next) const {
-    LinearTask task = *this;
-    task.pointers_.next = {
-        next.pointers_.weight,
-        next.sizes_.in_features,
-        next.sizes_.out_features};
-    return task;
-  }
-
-  // The same for the rows from begin to end.
-  LinearTask of_rows(int64_t begin, int64_t end) const {
-    LinearTask part = *this;
-    part.sizes_.rows = end - begin;
-    part.pointers_.input += begin * sizes_.in_features;
-    part.pointers_.output += begin * sizes_.out_features;
-    if (pointers_.residual) {
-      part.pointers_.residual += begin * sizes_.out_features;
+  Parameters(
+      const char* name,
+      const std::vector<Tensor>& tensors,
+      std::initializer_list<int64_t> shape,
+      bool may_be_absent = false) {
+    DCNV3_CHECK(
+        tensors.size() == 2 || (may_be_absent && tensors.empty()),
+        name,
+        ": expected weight and bias",
+        may_be_absent ? ", or nothing" : "",
+        ", got ",
+        tensors.size(),
+        " tensors");
+    if (tensors.empty()) {
+      return;
     }
-    return part;
+    const auto sizes = tensors[0].sizes();
+    const auto fits = [](int64_t size, int64_t expected) {
+      return size == expected || expected == kAny;
+    };
+    DCNV3_CHECK(
+        std::equal(
+            sizes.begin(),
+            sizes.end(),
+            shape.begin(),
+            shape.end(),
+            fits),
+        name,
+        ".weight: expected ",
+        text_with_any(shape),
+        ", got ",
+        text_of(sizes));
+    DCNV3_CHECK(
+        tensors[1].dim() == 1 && tensors[1].size(0) == sizes[0],
+        name,
+        ".bias: expected (",
+        sizes[0],
+        "), got ",
+        text_of(tensors[1].sizes()));
+    size_ = sizes[0];
+    weight_ = Numbers(name, tensors[0]);
+    bias_ = Numbers(name, tensors[1]);
   }
+
+  bool are_there() const { return weight_.data(); }
+  int64_t size() const { return size_; }
+  const float* weight() const { return weight_.data(); }
+  const float* bias() const { return bias_.data(); }
 
  private:
-  LinearSizes sizes_;
-  LinearPointers pointers_;
+  static std::string text_with_any(std::initializer_list<int64_t> shape) {
+    std::string text;
+    for (const int64_t size : shape) {
+      text += text.empty() ? "(" : ", ";
+      text += size == kAny ? "any" : std::to_string(size);
+    }
+    return text + ")";
+  }
+
+  int64_t size_ = 0;
+  Numbers weight_;
+  Numbers bias_;
 };
+
+// Who runs a layer of some rows: the thread that calls, or all together.
+enum class Threads { kThis, kAll };
+
+// Call run(begin, end) for parts of the rows, each of at least `grain`.
+template <typename Run>
+void for_rows(Threads threads, int64_t rows, int64_t grain, const Run& run) {
+  if (threads == Threads::kAll) {
+    torch::stable::parallel_for(0, rows, grain, run);
+  } else {
+    run(0, rows);
+  }
+}
 
 // How rows go to threads: a share to each, taken in parts. Then what a thread
 // computes from a row, in layer after layer, stays in its own cache.
@@ -130,23 +167,73 @@ class Shares {
   int64_t part_;
 };
 
-// Run layers of the same rows and as many input features, by all threads.
-inline void run_by_all(const std::vector<LinearTask>& tasks) {
+// A linear layer with what goes in and comes out.
+class LinearTask {
+ public:
+  LinearTask(const LinearSizes& sizes, const LinearPointers& pointers)
+      : sizes_(sizes), pointers_(pointers) {}
+
+  const LinearSizes& sizes() const { return sizes_; }
+  Weights weights() const {
+    return {pointers_.weight, sizes_.in_features, sizes_.out_features};
+  }
+  int64_t items() const { return DCNV3_BEST_KERNEL(linear_items)(sizes_); }
+  void run(int64_t begin, int64_t end) const {
+    DCNV3_BEST_KERNEL(linear)(sizes_, pointers_, begin, end);
+  }
+
+  // The same, with weights that are needed next fetched meanwhile.
+  LinearTask before(const Weights& next) const {
+    LinearTask task = *this;
+    task.pointers_.next = next;
+    return task;
+  }
+
+  // The same for the rows from begin to end.
+  LinearTask of_rows(int64_t begin, int64_t end) const {
+    LinearTask part = *this;
+    part.sizes_.rows = end - begin;
+    part.pointers_.input += begin * sizes_.in_features;
+    part.pointers_.output += begin * sizes_.out_features;
+    if (pointers_.ending.added) {
+      part.pointers_.ending.added += begin * sizes_.out_features;
+    }
+    return part;
+  }
+
+ private:
+  LinearSizes sizes_;
+  LinearPointers pointers_;
+};
+
+// Run layers of the same rows and as many input features. `next` comes after.
+inline void run(
+    Threads threads,
+    const std::vector<LinearTask>& tasks,
+    const Weights& next = {}) {
   const LinearSizes& sizes = tasks[0].sizes();
+  const auto run_rows = [&](int64_t begin, int64_t end) {
+    for (size_t i = 0; i < tasks.size(); ++i) {
+      const bool is_last = i + 1 == tasks.size();
+      const LinearTask task = tasks[i].of_rows(begin, end);
+      task.before(is_last ? next : tasks[i + 1].weights()).run(0, task.items());
+    }
+  };
+  if (threads == Threads::kThis) {
+    run_rows(0, sizes.rows);
+    return;
+  }
   const Shares shares(sizes.rows);
   if (shares.are_worthwhile()) {
-    shares.for_each_part([&](int64_t, int64_t begin, int64_t end) {
-      for (const LinearTask& task : tasks) {
-        task.of_rows(begin, end).run();
-      }
-    });
+    shares.for_each_part(
+        [&](int64_t, int64_t begin, int64_t end) { run_rows(begin, end); });
     return;
   }
   int64_t items = 0;
   for (const LinearTask& task : tasks) {
     items += task.items();
   }
-  const auto run = [&](int64_t begin, int64_t end) {
+  const auto run_items = [&](int64_t begin, int64_t end) {
     for (const LinearTask& task : tasks) {
       const int64_t first = std::max<int64_t>(begin, 0);
       const int64_t last = std::min(end, task.items());
@@ -157,110 +244,139 @@ inline void run_by_all(const std::vector<LinearTask>& tasks) {
       end -= task.items();
     }
   };
-  torch::stable::parallel_for(0, items, grain_size(sizes.in_features), run);
+  torch::stable::parallel_for(
+      0,
+      items,
+      grain_size(sizes.in_features),
+      run_items);
 }
 
-// A layer's parameters, checked against the features that go in.
+// x weight^T + bias, from (rows, in_features) to (rows, out_features).
 class LinearLayer {
  public:
   LinearLayer(
-      const char* weight_name,
-      const Tensor& weight,
-      const char* bias_name,
-      const std::optional<Tensor>& bias,
-      int64_t features)
-      : in_features(features), weight_(weight_name, weight) {
-    DCNV3_CHECK(
-        weight.dim() == 2 && weight.size(1) == features && features > 0,
-        weight_name,
-        ": expected (out_features, ",
-        features,
-        "), with at least one of these, got ",
-        text_of(weight.sizes()));
-    out_features = weight.size(0);
-    bias_ = Numbers(bias_name, bias, {out_features});
-  }
+      const char* name,
+      const std::vector<Tensor>& parameters,
+      int64_t out_features,
+      int64_t in_features,
+      bool may_be_absent = false)
+      : in_features_(in_features),
+        parameters_(
+            name,
+            parameters,
+            {out_features, in_features},
+            may_be_absent) {}
 
-  // From (rows, in_features) to (rows, out_features): x weight^T + bias, with a
-  // GELU or plus the residual.
+  bool is_there() const { return parameters_.are_there(); }
+  int64_t out_features() const { return parameters_.size(); }
+
+  // With a GELU, or with an ending.
   LinearTask task(
       const float* input,
       int64_t rows,
       float* output,
       bool gelu = false,
-      const float* residual = nullptr) const {
+      const Ending& ending = {}) const {
     return {
-        {rows, in_features, out_features, gelu},
-        {input, weight_.data(), bias_.data(), residual, output}};
+        {rows, in_features_, out_features(), gelu},
+        {input, parameters_.weight(), parameters_.bias(), output, ending}};
   }
 
-  int64_t in_features;
-  int64_t out_features;
-
  private:
-  Numbers weight_;
-  Numbers bias_;
+  int64_t in_features_;
+  Parameters parameters_;
 };
 
-// A LayerNorm, or none.
+// A LayerNorm over channels, or none.
 class NormLayer {
  public:
-  // From weight and bias, or from nothing.
-  NormLayer(const std::vector<Tensor>& parameters, int64_t channels, double eps)
-      : channels_(channels), eps_(eps) {
-    DCNV3_CHECK(
-        parameters.empty() || parameters.size() == 2,
-        "norm: expected nothing, or weight and bias, got ",
-        parameters.size(),
-        " tensors");
-    if (!parameters.empty()) {
-      weight_ = Numbers("norm.weight", parameters[0], {channels});
-      bias_ = Numbers("norm.bias", parameters[1], {channels});
-    }
-  }
+  NormLayer(
+      const char* name,
+      const std::vector<Tensor>& parameters,
+      int64_t channels,
+      double eps)
+      : channels_(channels),
+        eps_(eps),
+        parameters_(name, parameters, {channels}, true) {}
 
-  bool is_there() const { return weight_.data(); }
+  bool is_there() const { return parameters_.are_there(); }
 
-  // If it is there, normalise rows.
-  void run(const float* input, int64_t rows, float* output) const {
-    if (is_there()) {
-      run(input, output, 0, rows);
-    }
-  }
-  // The same by all threads.
-  void run_by_all(const float* input, int64_t rows, float* output) const {
-    if (is_there()) {
-      // A number costs a few operations, and a root for each row.
-      torch::stable::parallel_for(
-          0,
-          rows,
-          grain_size(8 * channels_),
-          [&](int64_t begin, int64_t end) { run(input, output, begin, end); });
-    }
+  // Normalise rows. The output may be the input.
+  void run(
+      Threads threads,
+      const float* input,
+      int64_t rows,
+      float* output,
+      const Ending& ending = {}) const {
+    const NormSizes sizes{channels_, eps_};
+    const NormPointers pointers{
+        input,
+        parameters_.weight(),
+        parameters_.bias(),
+        output,
+        ending};
+    // A number costs a few operations, and a root for each row.
+    for_rows(
+        threads,
+        rows,
+        grain_size(8 * channels_),
+        [&](int64_t begin, int64_t end) {
+          DCNV3_BEST_KERNEL(norm)(sizes, pointers, begin, end);
+        });
   }
 
  private:
-  void run(const float* input, float* output, int64_t begin, int64_t end)
-      const {
-    DCNV3_BEST_KERNEL(norm)(
-        {channels_, eps_},
-        {input, weight_.data(), bias_.data(), output},
-        begin,
-        end);
-  }
-
   int64_t channels_;
   double eps_;
-  Numbers weight_;
-  Numbers bias_;
+  Parameters parameters_;
 };
 
-inline std::vector<int64_t> shape_with(const Tensor& tensor, int64_t last) {
-  const auto sizes = tensor.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape.back() = last;
-  return shape;
-}
+// How a residual branch ends: its last linear layer, a norm, factors on the
+// channels and the sum with the input, of which the last three may be absent.
+class LastLayer {
+ public:
+  LastLayer(
+      const LinearLayer& linear,
+      const NormLayer& norm,
+      const std::optional<Tensor>& scale,
+      const float* added)
+      : linear_(linear), norm_(norm), added_(added) {
+    if (scale) {
+      check_shape("scale", *scale, {linear.out_features()});
+      scale_ = Numbers("scale", *scale);
+    }
+  }
+
+  // From what comes before for the rows from begin to end, to these rows of
+  // the output.
+  void run(
+      Threads threads,
+      const float* input,
+      int64_t begin,
+      int64_t end,
+      float* output) const {
+    const int64_t at = begin * linear_.out_features();
+    const Ending ending{scale_.data(), added_ ? added_ + at : nullptr};
+    const int64_t rows = end - begin;
+    float* const target = output + at;
+    if (norm_.is_there()) {
+      dcnv3::run(threads, {linear_.task(input, rows, target)});
+      norm_.run(threads, target, rows, target, ending);
+    } else {
+      dcnv3::run(threads, {linear_.task(input, rows, target, false, ending)});
+    }
+  }
+
+  Weights weights() const {
+    return linear_.task(nullptr, 0, nullptr).weights();
+  }
+
+ private:
+  LinearLayer linear_;
+  NormLayer norm_;
+  Numbers scale_;
+  const float* added_;
+};
 
 inline float* numbers_of(Tensor& tensor) {
   return static_cast<float*>(tensor.mutable_data_ptr());

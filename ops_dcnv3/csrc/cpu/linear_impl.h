@@ -205,30 +205,30 @@ int64_t linear_items(const LinearSizes& s) {
   return LinearPlan(s).items();
 }
 
-// What comes after the last features: sums are whole registers of a tile.
+// What comes after the last features: GELU and ending. Sums are whole registers
+// of a tile; the ending starts at its first column and row.
 inline void finish(
     const LinearSizes& s,
     Rows<float> sums,
     Rows<float> output,
-    const float* residual,
+    Ending ending,
     int64_t rows,
     int64_t columns) {
+  const bool changes = s.gelu || ending.factors || ending.added;
   for (int64_t row = 0; row < rows; ++row) {
-    float* const sum = sums.data + row * sums.stride;
-    if (s.gelu) {
-      for (int64_t i = 0; i < columns; i += kLanes<float>) {
-        store<float>(sum + i, gelu_of<float>(load(sum + i)));
-      }
-    }
+    const float* const sum = sums.data + row * sums.stride;
     float* const target = output.data + row * output.stride;
-    if (target != sum) {
+    if (!changes && target != sum) {
       __builtin_memcpy(target, sum, columns * sizeof(float));
     }
-    if (residual) {
-      const float* const added = residual + row * output.stride;
-      for (int64_t i = 0; i < columns; ++i) {
-        target[i] += added[i];
-      }
+    for (int64_t i = 0; changes && i < columns; i += kLanes<float>) {
+      const auto x = load(sum + i);
+      const auto y =
+          ended(s.gelu ? gelu_of<float>(x) : x, ending, i, columns - i);
+      store_up_to<float>(target + i, y, columns - i);
+    }
+    if (ending.added) {
+      ending.added += output.stride;
     }
   }
 }
@@ -242,9 +242,7 @@ inline void run_part(
     float* panel) {
   alignas(64) float tile[kTileRows * kTileColumns];
   alignas(64) float bias[kTileColumns] = {};
-  if (p.bias) {
-    __builtin_memcpy(bias, p.bias + part.column, part.columns * sizeof(float));
-  }
+  __builtin_memcpy(bias, p.bias + part.column, part.columns * sizeof(float));
   // Sums that fill registers are made in the output.
   const int64_t width = divided_up(part.columns, kLanes<float>);
   const bool is_direct = part.columns == width * kLanes<float>;
@@ -298,10 +296,13 @@ inline void run_part(
           {ahead.data + ahead_row * ahead.stride, ahead.stride},
           ahead_rows * (i + 1) / blocks - ahead_row);
       if (is_last) {
-        const float* const residual = p.residual ? p.residual + at : nullptr;
-        finish(s, sums, output, residual, rows, part.columns);
+        const auto& [factors, added] = p.ending;
+        const Ending ending{
+            factors ? factors + part.column : nullptr,
+            added ? added + at : nullptr};
+        finish(s, sums, output, ending, rows, part.columns);
       } else if (!is_direct) {
-        finish({}, sums, output, nullptr, rows, part.columns);
+        finish({}, sums, output, {}, rows, part.columns);
       }
     }
   }

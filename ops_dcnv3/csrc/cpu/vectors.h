@@ -108,6 +108,41 @@ inline Lanes<acc_t> load_some(const scalar_t* source, int64_t count) {
   return load(padded);
 }
 
+// Load up to a register of features: of the last ones, the lanes beyond are
+// zero.
+template <typename acc_t, typename scalar_t>
+inline Lanes<acc_t> load_up_to(const scalar_t* source, int64_t left) {
+  constexpr int lanes = kLanes<acc_t>;
+  return left < lanes ? load_some<acc_t>(source, left) : load(source);
+}
+
+// Store up to a register, without the lanes beyond the last feature.
+template <typename acc_t>
+inline void store_up_to(acc_t* target, Lanes<acc_t> vector, int64_t left) {
+  if (left < kLanes<acc_t>) {
+    __builtin_memcpy(target, &vector, left * sizeof(acc_t));
+  } else {
+    store<acc_t>(target, vector);
+  }
+}
+
+// The channels of a row up to a whole number of the widest registers.
+inline int64_t padded(int64_t channels) {
+  return (channels + 15) / 16 * 16;
+}
+
+// End a branch for a register of channels, of which so many are left.
+inline Lanes<float>
+ended(Lanes<float> x, const Ending& ending, int64_t channel, int64_t left) {
+  if (ending.factors) {
+    x *= load_up_to<float>(ending.factors + channel, left);
+  }
+  if (ending.added) {
+    x += load_up_to<float>(ending.added + channel, left);
+  }
+  return x;
+}
+
 // The even lanes of two vectors, or the odd ones: first of a, then of b.
 template <typename acc_t, int first>
 inline Lanes<acc_t> every_second(Lanes<acc_t> a, Lanes<acc_t> b) {
