@@ -133,11 +133,11 @@ class Part(NamedTuple):
     """What a module in a tree of modules is, when it has just been built."""
 
     name: str
-    type: type
+    kind: type
     num_attributes: int
     settings: dict[str, Any]
     children: list[str]
-    parameters: set[str]
+    parameters: dict[str, type]
 
 
 def list_parts(module: nn.Module) -> list[Part]:
@@ -152,7 +152,8 @@ def list_parts(module: nn.Module) -> list[Part]:
             for key, value in state.items()
             if not key.startswith('_') and key != 'training'
         }
-        children, parameters = list(state['_modules']), set(state['_parameters'])
+        parameters = {key: type(value) for key, value in state['_parameters'].items()}
+        children = list(state['_modules'])
         parts.append(
             Part(name, type(found), len(state), settings, children, parameters)
         )
@@ -179,11 +180,11 @@ def find_change(module: nn.Module, parts: list[Part]) -> str:
         if len(state) != num_attributes or not settings.items() <= state.items():
             return f'{here} has other attributes than when it was built'
         own = state['_parameters']
-        if own.keys() != parameters:
+        if own.keys() != parameters.keys():
             return f'{here} has other parameters than when it was built'
-        for key, value in own.items():
-            if value is not None and type(value) is not nn.Parameter:
-                return f'{here}.{key} is a {type(value).__name__}, not a Parameter'
+        for key, kind in parameters.items():
+            if type(own[key]) is not kind:
+                return f'{here}.{key} is a {type(own[key]).__name__}'
         modules = state['_modules']
         if list(modules) != children:
             return f'{here} has other children than when it was built'

@@ -14,7 +14,7 @@ from torch import nn
 from internimage import InternImage, layers
 from internimage.architecture import Architecture
 from internimage.layers import DropPath, Mlp
-from ops_dcnv3 import DCNv3
+from ops_dcnv3 import DCNv3, use_fused
 from tests.golden import DATA, assert_matches_golden, fill, golden_input, read_json
 from tests.tolerances import FORWARD, relative_error
 
@@ -192,17 +192,21 @@ def test_recomputing_mlp_has_the_same_gradients(dtype):
 
 def test_another_gelu_is_computed_as_it_is():
     """The shorter ways are for the exact one."""
-    block = InternImage(dict(SMALL, depths=(1, 1, 1, 1))).levels[0].blocks[0]
-    for layers_of in (block.mlp, block.dcn.dw_conv):
-        layers_of.register_module('act' if layers_of is block.mlp else '2', TANH)
-    x = 3 * torch.randn(1, 9, 14, 6)
-    seen = block.mlp.fc2(TANH(block.mlp.fc1(x)))
-    branch = TANH(block.dcn.dw_conv[1](block.dcn.dw_conv[0](x.permute(0, 3, 1, 2))))
-    for with_gradients in (True, False):
-        with torch.set_grad_enabled(with_gradients):
-            torch.testing.assert_close(block.mlp(x), seen, rtol=1e-6, atol=1e-6)
-            output = block.dcn._look_at(x)
-            torch.testing.assert_close(output, branch, rtol=1e-6, atol=1e-6)
+    torch.manual_seed(0)
+    block = InternImage(dict(SMALL, depths=(1, 1, 1, 1))).levels[0].blocks[0].eval()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(1, 9, 14, 6)
+    with torch.no_grad():
+        exact = block(x)
+        block.mlp.register_module('act', TANH)
+        block.dcn.dw_conv.register_module('2', TANH)
+        output = block(x)
+        with use_fused(False):
+            expected = block(x)
+    assert relative_error(output, exact) > 1e-5
+    assert relative_error(output, expected) < 1e-7
+    assert relative_error(block(x), expected) < FORWARD[torch.float32]
 
 
 @pytest.mark.parametrize('with_gradients', [False, True])
@@ -470,25 +474,18 @@ def test_import_needs_mmengine_only():
 
 
 @pytest.mark.parametrize('norm_layer', ['LN', 'BN'])
-def test_downsampling_in_either_layout(monkeypatch, norm_layer):
-    """Many weights and few pixels run channels first, with the same result."""
+def test_downsampling_convolves_channels_first(norm_layer):
+    """On a CPU, where it is faster; what comes out is channels last again."""
     torch.manual_seed(0)
     layer = layers.Downsample(12, norm_layer).eval()
-    image = torch.randn(2, 9, 14, 12, requires_grad=True)
-    expected = layer(image)
-    (expected_grad,) = torch.autograd.grad(expected.square().sum(), image)
     layouts = []
     layer.conv.register_forward_pre_hook(
         lambda module, args: layouts.append(args[0].is_contiguous())
     )
-    monkeypatch.setattr(layers, '_MANY_WEIGHTS', layer.conv.weight.numel())
-    monkeypatch.setattr(layers, '_FEW_PIXELS', 2 * 9 * 14)
-    output = layer(image)
-    (grad,) = torch.autograd.grad(output.square().sum(), image)
-    monkeypatch.setattr(layers, '_FEW_PIXELS', 2 * 9 * 14 - 1)
-    layer(image)
-    assert layouts == [True, False]
+    x = torch.randn(2, 9, 14, 12)
+    output = layer(x)
+    assert layouts == [True]
     assert output.shape == (2, 5, 7, 24)
-    assert output.stride() == expected.stride()
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)
+    assert output.is_contiguous()
+    expected = layer.double()(x.double())
+    assert relative_error(output, expected) < FORWARD[torch.float32]

@@ -81,17 +81,6 @@ def test_advice():
         DCNv3(8, groups=2)(torch.randn(2, 8, 5, 7))
 
 
-@EVERY_MODE
-def test_a_branch_that_adds_its_input(gradients):
-    norm = nn.Sequential(nn.LayerNorm(8))
-    for module in (DCNv3(8, groups=2), Mlp(8, 12, 'GELU')):
-        with (
-            torch.set_grad_enabled(gradients),
-            pytest.raises(ValueError, match=r'x: expected .* with C = 8, got'),
-        ):
-            module.add_branch(torch.randn(2, 8, 5, 7), norm)
-
-
 def test_what_is_adapted_is_not_checked():
     """Whoever replaces a layer may take other inputs: more channels, other dtypes."""
     make, _, _ = MAKERS['backbone']

@@ -13,7 +13,8 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from internimage import InternImage
 from internimage.layers import Mlp
 from ops_dcnv3 import DCNv3
-from tests.tolerances import BACKWARD, relative_error
+from ops_dcnv3.linear import linear_to_float32
+from tests.tolerances import BACKWARD, FORWARD, relative_error
 
 ARCH = dict(channels=6, depths=(1, 2), groups=(1, 3), out_indices=(0, 1))
 
@@ -162,13 +163,16 @@ def test_offsets_stay_exact_in_bfloat16_with_a_hook():
     layer = DCNv3(8, groups=2).bfloat16().eval()
     nn.init.normal_(layer.offset.weight, std=2.0)
     branch = torch.randn(2, 3, 4, 8).bfloat16()
-    expected = layer._predict_offset(branch)
-    seen = []
-    layer.offset.register_forward_hook(lambda *args: seen.append(args[-1]))
-    output = layer._predict_offset(branch)
+    exact = layer.offset.float()(branch.float())
+    layer.bfloat16()
+    seen: list[Tensor] = []
+    for is_hooked in (False, True):
+        if is_hooked:
+            layer.offset.register_forward_hook(lambda *args: seen.append(args[-1]))
+        output = linear_to_float32(layer.offset, branch, is_inference=False)
+        assert output.dtype == torch.float32
+        assert relative_error(output, exact) < FORWARD[torch.float32]
     assert len(seen) == 1
-    assert output.dtype == torch.float32
-    torch.testing.assert_close(output, expected)
 
 
 def test_dynamic_quantisation():

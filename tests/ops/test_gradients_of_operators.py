@@ -1,38 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """No operator loses a gradient in silence: it computes it, or says that it cannot."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.ops.branch import branch_arguments, make_layer
+from tests.ops.branch import (
+    AROUND,
+    branch_arguments,
+    layer_arguments,
+    mlp_arguments,
+)
 from tests.ops.cases import Case
 
 ops = torch.ops.ops_dcnv3
 SETTINGS = ([3, 3], [1, 1], [1, 1], [1, 1], 3, 1.0, False)
 
 
-def arguments_of_layer() -> tuple:
-    layer = make_layer()
-    parameters, eps = layer._plain_layers()
-    parameters = [x.detach().clone() for x in parameters]
-    norm = [torch.randn(24), torch.randn(24)]
-    x = torch.randn(2, 5, 7, 24)
-    return x, parameters, eps, norm, 1e-6, True, *layer.geometry
-
-
-def arguments_of_mlp() -> tuple:
-    parameters = [torch.randn(*s) for s in ((9, 24), (9,), (24, 9), (24,))]
-    norm = [torch.randn(24), torch.randn(24)]
-    return torch.randn(2, 3, 24), parameters, norm, 1e-6, True
-
-
 FOR_INFERENCE = {
     'branch_forward': lambda: (*branch_arguments((2, 5, 7, 8), (3, 5)), 1e-6),
-    'linear_forward': lambda: (torch.randn(2, 5, 8), torch.randn(3, 8), torch.randn(3)),
-    'mlp_forward': arguments_of_mlp,
-    'layer_forward': arguments_of_layer,
+    'mlp_forward': lambda: in_order(
+        ops.mlp_forward, mlp_arguments((2, 3, 24), 9, **AROUND[1])
+    ),
+    'layer_forward': lambda: in_order(
+        ops.layer_forward,
+        layer_arguments((2, 5, 7, 24), 3, center_scale=True, **AROUND[1]),
+    ),
 }
+
+
+def in_order(operator: Any, arguments: dict) -> tuple:
+    schema = operator.default._schema
+    return tuple(arguments[argument.name] for argument in schema.arguments)
+
+
 ALL = FOR_INFERENCE | {
     'dcnv3_forward': lambda: (*Case('raw').tensors(), *SETTINGS),
     'dcnv3_backward': lambda: (

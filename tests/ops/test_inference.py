@@ -3,10 +3,8 @@
 
 import pytest
 import torch
-from ops_dcnv3.layers import is_plain_inference
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3
 from tests.ops.branch import branch, branch_arguments, make_layer
@@ -221,19 +219,6 @@ def test_changes_of_the_branch_are_seen(change, device):
     with torch.no_grad():
         output = layer(x)
     assert relative_error(output, expected) < FORWARD[torch.float32]
-
-
-def test_plain_inference():
-    x = torch.randn(3)
-    assert not is_plain_inference(x)
-    with torch.no_grad():
-        assert is_plain_inference(x)
-        assert not is_plain_inference(x.double())
-        assert not is_plain_inference(x.to('meta'))
-        with torch.autocast('cpu'):
-            assert not is_plain_inference(x)
-        with FlopCounterMode(display=False):
-            assert not is_plain_inference(x)
 
 
 @pytest.mark.gpu

@@ -73,7 +73,8 @@ def test_cpu_capabilities(limit):
     code = """
 import torch
 from ops_dcnv3 import build_info, dcnv3, dcnv3_reference
-from tests.ops.branch import branch, make_layer
+from tests.ops.branch import (
+    AROUND, branch, branch_arguments, layer, layer_arguments, mlp, mlp_arguments)
 from tests.ops.cases import Case
 from tests.tolerances import BACKWARD, FORWARD, relative_error
 print(build_info()['cpu_capability'])
@@ -89,20 +90,16 @@ for dtype in FORWARD:
         expected.sum().backward()
         for actual, wanted in zip(tensors, exact):
             assert relative_error(actual.grad, wanted.grad) < BACKWARD[dtype]
-x, w, v = (torch.randn(size) for size in ((19, 70), (333, 70), (70, 333)))
-zeros = [torch.zeros(size) for size in (333, 70)]
-parameters = [w, zeros[0], v, zeros[1]]
-output = torch.ops.ops_dcnv3.mlp_forward(x, parameters, [], 0.0, True)
-expected = torch.nn.functional.gelu(x.double() @ w.double().t()) @ v.double().t() + x
-assert relative_error(output, expected) < FORWARD[torch.float32]
-layer, x = make_layer(), torch.randn(2, 37, 41, 24)
-parameters, eps = layer._plain_layers()
-torch.set_grad_enabled(False)
-output = torch.ops.ops_dcnv3.layer_forward(
-    x, parameters, eps, [], 0.0, False, *layer.geometry)
-assert relative_error(output, layer(x)) < FORWARD[torch.float32]
-output = torch.ops.ops_dcnv3.branch_forward(x, *parameters[:4], eps)
-assert relative_error(output, branch(x, *parameters[:4], eps)) < FORWARD[torch.float32]
+for settings in AROUND:
+    arguments = mlp_arguments((19, 70), 333, **settings)
+    output = torch.ops.ops_dcnv3.mlp_forward(**arguments)
+    assert relative_error(output, mlp(arguments)) < FORWARD[torch.float32]
+    arguments = layer_arguments((2, 37, 41, 24), 3, center_scale=True, **settings)
+    output = torch.ops.ops_dcnv3.layer_forward(**arguments)
+    assert relative_error(output, layer(arguments)) < 4 * FORWARD[torch.float32]
+arguments = branch_arguments((2, 37, 41, 24), (3, 5))
+output = torch.ops.ops_dcnv3.branch_forward(*arguments, 1e-6)
+assert relative_error(output, branch(*arguments, 1e-6)) < FORWARD[torch.float32]
 """
     root = Path(__file__).parents[2]
     output = run_python(code, root, ATEN_CPU_CAPABILITY=limit)

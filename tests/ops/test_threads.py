@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from ops_dcnv3 import dcnv3, dcnv3_softmax
-from tests.ops.branch import branch_arguments, make_layer
+from tests.ops.branch import (
+    AROUND,
+    branch_arguments,
+    layer_arguments,
+    mlp_arguments,
+)
 from tests.ops.cases import Case
 from tests.tolerances import FORWARD
 
@@ -72,43 +77,31 @@ def test_operator(case, dtype, softmax):
     assert_same_bits(run)
 
 
+@pytest.mark.parametrize('settings', AROUND, ids=range(len(AROUND)))
 @pytest.mark.parametrize(
     ('size', 'groups'),
     [((2, 5, 7, 24), 3), ((1, 61, 93, 24), 3), ((1, 17, 31, 140), 7)],
 )
 @torch.no_grad()
-def test_layer(size, groups):
-    torch.manual_seed(0)
-    layer = make_layer(size[-1], groups)
+def test_layer(size, groups, settings):
+    arguments = layer_arguments(size, groups, center_scale=True, **settings)
     # One point of some groups is far above the others, at few pixels.
-    layer.mask.weight[::13] *= 20
-    parameters, eps = layer._plain_layers()
-    norm = [torch.randn(size[-1]), torch.randn(size[-1])]
-    x = torch.randn(size)
-    logits = layer.mask(layer.dw_conv(x.permute(0, 3, 1, 2)))
-    assert 0.001 < (logits.abs() > 40).float().mean() < 0.1
+    arguments['mask'][0][::13] *= 20
+    assert_same_bits(lambda: [ops.layer_forward(**arguments)])
 
-    def run() -> list[Tensor]:
-        settings = (True, *layer.geometry)
-        return [ops.layer_forward(x, parameters, eps, norm, 1e-6, *settings)]
 
-    assert_same_bits(run)
+@pytest.mark.parametrize('settings', AROUND, ids=range(len(AROUND)))
+@pytest.mark.parametrize('rows', [37, 611, 3000])
+@torch.no_grad()
+def test_mlp(rows, settings):
+    arguments = mlp_arguments((rows, 40), 100, **settings)
+    arguments['input'] *= 30
+    arguments['input'].view(-1)[7::1013] = torch.inf
+    assert_same_bits(lambda: [ops.mlp_forward(**arguments)])
 
 
 @torch.no_grad()
-def test_what_a_layer_consists_of():
-    torch.manual_seed(0)
-    x = 30 * torch.randn(611, 40)
-    x.view(-1)[7::1013] = torch.inf
-    hidden, back = torch.randn(100, 40), torch.randn(40, 100)
-    parameters = [hidden, torch.randn(100), back, torch.randn(40)]
-    norm = [torch.randn(40), torch.randn(40)]
-    branch = branch_arguments((2, 13, 29, 24), (3, 3))
-    branch[0].view(-1)[7::1013] = torch.inf
-    for run in (
-        lambda: [ops.linear_forward(x, hidden, None)],
-        lambda: [ops.mlp_forward(x, parameters, norm, 1e-6, True)],
-        lambda: [ops.mlp_forward(x[:37], parameters, [], 0.0, False)],
-        lambda: [ops.branch_forward(*branch, 1e-6)],
-    ):
-        assert_same_bits(run)
+def test_branch():
+    arguments = branch_arguments((2, 13, 29, 24), (3, 3))
+    arguments[0].view(-1)[7::1013] = torch.inf
+    assert_same_bits(lambda: [ops.branch_forward(*arguments, 1e-6)])
