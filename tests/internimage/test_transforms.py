@@ -3,6 +3,7 @@
 
 import copy
 import warnings
+from pickle import dumps, loads
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch.export import Dim, export
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 from internimage import InternImage
+from internimage.blocks import Block
 from internimage.layers import Mlp
-from ops_dcnv3 import DCNv3
+from ops_dcnv3 import DCNv3, dcnv3_softmax, why_not_fused
 from ops_dcnv3.linear import linear_to_float32
 from tests.tolerances import BACKWARD, FORWARD, relative_error
 
@@ -31,10 +33,30 @@ class Flat(nn.Module):
         return torch.cat([x.flatten(1) for x in self.backbone(image)], 1)
 
 
+class Operator(nn.Module):
+    """The bare operator, on logits, as a function of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.empty(1, 4, 5, 3 * 9 * 2))
+        self.logits = nn.Parameter(torch.empty(1, 4, 5, 3 * 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dcnv3_softmax(x, self.offset, self.logits, groups=3)
+
+
+def make_block(**settings) -> Block:
+    arch = {'channels': 6, 'depths': (1,), 'groups': (3,)} | settings
+    return InternImage(arch, out_indices=(0,)).levels[0].blocks[0]
+
+
 MAKERS = {
+    'operator': Operator,
     'dcnv3': lambda: DCNv3(6, groups=3),
     'dcnv3_center': lambda: DCNv3(6, groups=3, center_feature_scale=True),
     'mlp': lambda: Mlp(6, 10, 'GELU'),
+    'block': make_block,
+    'block_center': lambda: make_block(res_post_norm=True, center_feature_scale=True),
     'backbone': lambda: Flat(),
     'checkpointed': lambda: Flat(with_cp=True, layer_scale=0.5),
     'post_norm': lambda: Flat(post_norm=True, center_feature_scale=True),
@@ -104,6 +126,81 @@ def test_jacobian(name):
     x.requires_grad_()
     (expected,) = torch.autograd.grad(module(x).flatten()[::50].sum(), x)
     assert_near(total, expected)
+
+
+@EVERY_MODE
+@EVERY_MODULE
+def test_functional_call(name, training):
+    """With other parameters, which the backward pass has as well."""
+    module, batch = make(name, training)
+    others = {
+        key: torch.randn_like(p).mul_(0.2).requires_grad_()
+        for key, p in module.named_parameters()
+    }
+    results = []
+    for kind in (None, Tensor, nn.Parameter):
+        x = batch[0].clone().requires_grad_()
+        if kind is None:
+            changed = copy.deepcopy(module)
+            changed.load_state_dict({k: v.detach() for k, v in others.items()}, False)
+            output, wanted = changed(x), [x, *changed.parameters()]
+        else:
+            given = {
+                key: p if kind is Tensor else nn.Parameter(p.detach())
+                for key, p in others.items()
+            }
+            output, wanted = functional_call(module, given, x), [x, *given.values()]
+        grads = torch.autograd.grad(output.square().sum(), wanted, allow_unused=True)
+        results.append((output, *(g for g in grads if g is not None)))
+    expected, *others_ = results
+    for actual in others_:
+        assert len(actual) == len(expected)
+        for one, other in zip(actual, expected, strict=True):
+            assert_near(one, other)
+
+
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda x: loads(dumps(x))])
+@EVERY_MODE
+@EVERY_MODULE
+def test_copies(name, training, copied):
+    module, batch = make(name, training)
+    other = copied(module)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)  # a copy shares nothing
+    original, _ = make(name, training)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            assert torch.equal(other(batch[0]), original(batch[0]))
+
+
+def test_a_copy_is_fused_as_the_original():
+    block = make_block().eval()
+    with torch.no_grad():
+        assert all(
+            not why_not_fused(x, torch.empty(1)) for x in (block, loads(dumps(block)))
+        )
+
+
+@pytest.mark.slow
+@EVERY_MODULE
+def test_compiled_with_dynamic_sizes(name):
+    """Forward and backward, by Inductor, for two sizes of a batch."""
+    module, batch = make(name)
+    module = module.float()
+    compiled = torch.compile(module, dynamic=True)
+    for repeats in (2, 3):
+        results = []
+        for call in (compiled, module):
+            x = torch.cat([batch[0].float() + i for i in range(repeats)])
+            if name == 'operator':
+                x = x.mean(0, keepdim=True)
+            module.zero_grad()
+            output = call(x.requires_grad_())
+            output.square().sum().backward()
+            results.append((output, x.grad, *(p.grad for p in module.parameters())))
+        for actual, expected in zip(*results, strict=True):
+            if expected is not None:
+                assert relative_error(actual, expected) < BACKWARD[torch.float32]
 
 
 def test_samples_of_a_vmap_drop_their_own_paths():

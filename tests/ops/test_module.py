@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The DCNv3 layer."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -99,6 +101,43 @@ def test_stride_takes_every_other_output():
     strided.load_state_dict(dense.state_dict())
     x = torch.randn(1, 7, 9, 8)
     assert relative_error(strided(x), dense(x)[:, ::2, ::3]) < 1e-5
+
+
+def test_center_of_a_strided_layer():
+    """The input that is mixed in sits where the output does: height is not width."""
+    settings = dict(groups=2, center_feature_scale=True)
+    dense, strided = DCNv3(8, **settings), DCNv3(8, stride=(2, 3), **settings)
+    randomise(dense)
+    strided.load_state_dict(dense.state_dict())
+    x = torch.randn(1, 7, 10, 8)
+    output, expected = strided(x), dense(x)[:, ::2, ::3]
+    assert output.shape == expected.shape == (1, 4, 4, 8)
+    assert relative_error(output, expected) < 1e-5
+
+
+@pytest.mark.parametrize('with_gradients', [False, True])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_offsets_are_exact_in_bfloat16(autocast, with_gradients, device):
+    """Rounded to bfloat16, an offset of 20 pixels is off by up to 1/16."""
+    torch.manual_seed(0)
+    layer = DCNv3(8, groups=2).to(device)
+    # What the branch computes is exact, so that offsets alone can be rounded.
+    torch.nn.init.zeros_(layer.dw_conv[1][1].weight)
+    layer.dw_conv[1][1].bias.data = torch.arange(8.0, 16.0, device=device)
+    torch.nn.init.normal_(layer.offset.weight, std=0.5)
+    for projection in (layer.input_proj, layer.output_proj):
+        torch.nn.init.eye_(projection.weight)
+    layer.bfloat16()
+    x = torch.randn(1, 40, 64, 8, device=device).bfloat16()
+    exact = copy.deepcopy(layer).double()(x.double())
+    with torch.set_grad_enabled(with_gradients):
+        if autocast:
+            with torch.autocast(device.type, torch.bfloat16):
+                output = layer.float()(x.float())
+        else:
+            output = layer(x)
+    assert output.dtype == torch.bfloat16
+    assert relative_error(output, exact) < 0.01
 
 
 def test_batch_norm_and_activations():
