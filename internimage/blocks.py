@@ -19,6 +19,7 @@ from ops_dcnv3 import (
     has_fast_linear_layers,
     is_exact_gelu,
     mlp_branch,
+    with_kept_products,
 )
 
 from .architecture import Architecture
@@ -46,6 +47,7 @@ class Block(Fusible):
     ) -> None:
         super().__init__()
         self.channels = channels = arch.level_channels[level]
+        self._recomputes = recompute
         self.post_norm = arch.post_norm
         self.layer_scale = arch.layer_scale
         self.norm1 = build_norm_layer(channels)
@@ -84,6 +86,11 @@ class Block(Fusible):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, H, W, C)`` to the same shape."""
+        if self._recomputes:
+            return with_kept_products(self._add_branches, x)
+        return self._add_branches(x)
+
+    def _add_branches(self, x: Tensor) -> Tensor:
         is_fused = self.runs_fused(x)
         branches: Any = (
             (self.dcn, dcnv3_branch, self.norm1, self.res_post_norm1, self.gamma1),

@@ -29,7 +29,7 @@ from .fused import (
 from .library import build_info
 from .linear import linear
 from .module import DCNv3, is_exact_gelu
-from .recompute import checkpointed, recomputed
+from .recompute import checkpointed, recomputed, with_kept_products
 from .reference import dcnv3_reference
 from .torch_internals import is_traced, is_transformed
 
@@ -59,4 +59,5 @@ __all__ = [
     'recomputed',
     'use_fused',
     'why_not_fused',
+    'with_kept_products',
 ]

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from .as_built import AsBuilt
 from .torch_internals import find_observer, is_transformed
@@ -39,6 +43,32 @@ def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
         return module(x)
     run = module if torch.compiler.is_compiling() else _WithParameters(module, module)
     return checkpoint(run, x, use_reentrant=False)
+
+
+def with_kept_products(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ``call(x)``, of which a compiler keeps products for the backward pass.
+
+    It computes everything else again if it prefers to, and keeps no views: Inductor
+    compares their strides, and ends where they are of dynamic sizes (PyTorch 2.11:
+    'cannot determine truth value of Relational'). ``torch.export`` is no matter of it,
+    but for its old strict mode, which asks for the same.
+    """
+    if not torch.compiler.is_dynamo_compiling() or not torch.is_grad_enabled():
+        return call(x)
+    return checkpoint(call, x, use_reentrant=False, context_fn=_keep_products)
+
+
+def _keep_products() -> tuple[Any, Any]:
+    aten = torch.ops.aten
+    products = [aten.mm.default, aten.addmm.default, aten.convolution.default]
+    products.append(torch.ops.ops_dcnv3.dcnv3_forward.default)
+
+    def policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
+        is_product = operator in products
+        policies = CheckpointPolicy
+        return policies.MUST_SAVE if is_product else policies.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
 
 
 class _WithParameters:
