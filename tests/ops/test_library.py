@@ -13,6 +13,7 @@ import torch
 
 import ops_dcnv3
 from ops_dcnv3 import build_info
+from tests.paths import ROOT
 
 PACKAGE = Path(ops_dcnv3.__file__).parent
 CPU_INFO = Path('/proc/cpuinfo')
@@ -132,8 +133,7 @@ arguments = branch_arguments((2, 37, 41, 24), (3, 5))
 output = torch.ops.ops_dcnv3.branch_forward(*arguments, 1e-6)
 assert relative_error(output, branch(*arguments, 1e-6)) < FORWARD[torch.float32]
 """
-    root = Path(__file__).parents[2]
-    output = run_python(code, root, ATEN_CPU_CAPABILITY=limit)
+    output = run_python(code, ROOT, ATEN_CPU_CAPABILITY=limit)
     lower = {'avx2': ('baseline', 'avx2'), 'default': ('baseline',)}
     allowed = lower.get(limit, CAPABILITIES)
     assert output.strip() == [name for name in capabilities if name in allowed][-1]

@@ -8,14 +8,14 @@ import importlib
 import json
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import ops_dcnv3
+from tests.paths import TOOLS
 
-FOLDER = Path(__file__).parents[2] / 'tools/benchmarks'
+FOLDER = TOOLS / 'benchmarks'
 NAMES = [path.stem for path in FOLDER.glob('*.py')]
 TIMED = {'median_s', 'q1_s', 'q3_s', 'runs', 'ratio', 'peak_bytes'}
 
