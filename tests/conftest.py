@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-DATA = Path(__file__).parents[2] / 'shared' / 'data'
+from tests.paths import ROOT
+
+DATA = ROOT.parent / 'shared' / 'data'
 
 
 def pytest_configure():

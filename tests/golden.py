@@ -14,14 +14,13 @@ import gzip
 import json
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-DATA = Path(__file__).parent / 'data'
+from tests.paths import DATA
 
 
 def read_json(name: str) -> Any:

@@ -30,9 +30,9 @@ from mmengine.config import Config
 from yapf.yapflib import yapf_api
 
 from internimage.checkpoint import load_checkpoint_file
+from tests.paths import ROOT
 from tests.tools.small_trainings import FAMILIES, Family
 
-ROOT = Path(__file__).parents[1]
 AVERAGE = dict(type='EMAHook', momentum=0.1, update_buffers=True)
 
 

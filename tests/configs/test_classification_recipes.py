@@ -11,7 +11,6 @@ The metafile says which is whose, by ``Converted From: Code``.
 import json
 import math
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,16 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
+from mmengine.registry import PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
 from tests.configs.comparison import find_differences, flatten, with_defaults
 from tests.configs.published_classification import merge, modern_recipe
-from tests.golden import DATA, read_json
+from tests.golden import read_json
+from tests.our_configs import build_on_meta, read_config
+from tests.paths import DATA, ROOT
 
-ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((DATA / 'classification_recipes.json').read_text())
 BACKBONES = read_json('zoo_backbones.json.gz')['backbones']
 ZOO = read_json('zoo_classification.json.gz')
@@ -86,13 +86,6 @@ every_pair = pytest.mark.parametrize(
 )
 
 
-@cache
-def load(path: str) -> Config:
-    """Read a config, or skip the test where its codebase is not installed."""
-    pytest.importorskip('mmpretrain')
-    return Config.fromfile(ROOT / path)
-
-
 @pytest.fixture(autouse=True)
 def scope():
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -112,7 +105,7 @@ def our_recipe(config: Config) -> dict:
 def test_settings_are_the_published_ones(ours: str, published: dict):
     recipe = modern_recipe(published)
     expected = dict(flatten(recipe))
-    differences = find_differences(recipe, our_recipe(load(ours)), NOT_PUBLISHED)
+    differences = find_differences(recipe, our_recipe(read_config(ours)), NOT_PUBLISHED)
     assert differences == {
         name: values
         for name, values in INTENDED.items()
@@ -122,7 +115,7 @@ def test_settings_are_the_published_ones(ours: str, published: dict):
 
 @every_pair
 def test_name_and_command_say_how_it_is_trained(ours: str, published: dict):
-    config = load(ours)
+    config = read_config(ours)
     size = published['DATA']['IMG_SIZE']
     name = re.fullmatch(
         r'internimage-\w+_(?P<gpus>\d+)xb(?P<batch_size>\d+)_in(1k|21k)(-(?P<px>\d+)px)?',
@@ -139,8 +132,7 @@ def test_name_and_command_say_how_it_is_trained(ours: str, published: dict):
 
 @every_pair
 def test_parameters_are_the_published_ones(ours: str, published: dict):
-    with torch.device('meta'):
-        model = MODELS.build(load(ours).model)
+    model = build_on_meta(read_config(ours).model)
     num_params = sum(p.numel() for p in model.parameters())
     (metadata,) = (m['Metadata'] for m in METAFILE['Models'] if m['Config'] == ours)
     assert num_params == metadata['Parameters']
@@ -158,9 +150,8 @@ def test_parameters_are_the_published_ones(ours: str, published: dict):
 @every_pair
 def test_weight_decay_is_that_of_the_published_rule(ours: str, published: dict):
     """It spares what has one dimension, and biases."""
-    config = load(ours)
-    with torch.device('meta'):
-        model = MODELS.build(config.model)
+    config = read_config(ours)
+    model = build_on_meta(config.model)
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
     of_param = {param: group for group in groups for param in group['params']}
     for name, param in model.named_parameters():
@@ -189,7 +180,7 @@ def published_learning_rates(train: dict, epoch_length: int) -> list[float]:
 
 @every_pair
 def test_learning_rate_is_the_published_one(ours: str, published: dict):
-    config, epoch_length = load(ours), 50
+    config, epoch_length = read_config(ours), 50
     base_lr = config.optim_wrapper.optimizer.lr
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.empty(1))], base_lr)
     end = config.train_cfg.max_epochs
@@ -218,7 +209,7 @@ def test_learning_rate_is_the_published_one(ours: str, published: dict):
 def test_evaluation_sees_the_published_pixels(
     ours: str, published: dict, size: tuple[int, int], tmp_path: Path
 ):
-    loader = load(ours).test_dataloader
+    loader = read_config(ours).test_dataloader
     if loader is None:
         pytest.skip('training on ImageNet-22K is not evaluated')
     transforms = pytest.importorskip('torchvision.transforms')

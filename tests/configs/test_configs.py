@@ -7,7 +7,6 @@ import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -15,13 +14,12 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, DefaultScope
 
 from internimage import CBInternImage, InternImage
 from tests.golden import read_json
+from tests.our_configs import build_on_meta, read_config
+from tests.paths import CONFIGS, ROOT
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / 'configs'
 LEAVES = sorted(p for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts)
 METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
 ALL_METAFILES = METAFILES + sorted(ROOT.glob('projects/*/metafile.yml'))
@@ -45,23 +43,9 @@ def index() -> dict[str, dict]:
     return by_name
 
 
-def build_on_meta(config: ConfigDict) -> torch.nn.Module:
-    """Build a module without memory for its parameters."""
-    with torch.device('meta'):
-        return MODELS.build(config)
-
-
-@cache
-def load(path: Path) -> Config:
-    """Read a config, or skip the test where its codebase is not installed."""
-    config = Config.fromfile(path)
-    pytest.importorskip(config.default_scope)
-    return config
-
-
 @every_leaf
 def test_training_is_saved_whole_resumed_exactly_and_stopped_at_nan(path: Path):
-    hooks = load(path).default_hooks
+    hooks = read_config(path).default_hooks
     assert hooks.checkpoint.type == 'WholeCheckpointHook'
     assert hooks.random_streams == {'type': 'RandomStreamHook'}
     assert hooks.finite_loss == {'type': 'FiniteLossHook'}
@@ -69,13 +53,12 @@ def test_training_is_saved_whole_resumed_exactly_and_stopped_at_nan(path: Path):
 
 @every_leaf
 def test_backbone_and_neck_fit(path: Path):
-    config = load(path)
-    with DefaultScope.overwrite_default_scope(config.default_scope):
-        backbone = build_on_meta(config.model.backbone)
-        neck = build_on_meta(config.model.neck) if 'neck' in config.model else None
+    config = read_config(path)
+    backbone = build_on_meta(config.model.backbone, config.default_scope)
     assert config.channels == list(backbone.arch.level_channels)
-    if neck is None:
+    if 'neck' not in config.model:
         return
+    neck = build_on_meta(config.model.neck, config.default_scope)
     levels = backbone.out_indices
     is_composite = isinstance(backbone, CBInternImage)
     if is_composite:
@@ -91,7 +74,7 @@ def test_backbone_and_neck_fit(path: Path):
 def test_name_says_what_it_is(path: Path):
     match = NAME.fullmatch(path.stem)
     assert match, f'{path.name}: expected <method>_internimage-<variant>_<schedule>_...'
-    assert load(path).backbone.arch == ARCHS[match['variant']]
+    assert read_config(path).backbone.arch == ARCHS[match['variant']]
 
 
 @every_leaf

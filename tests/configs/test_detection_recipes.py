@@ -8,24 +8,21 @@ metafile says which is whose, by ``Converted From: Code``.
 
 import json
 import re
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from torch import nn
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
 from tests.configs.comparison import find_differences, with_defaults
 from tests.configs.published_detection import modern_recipe
-from tests.golden import DATA, read_json
+from tests.golden import read_json
+from tests.our_configs import build_on_meta, read_config
+from tests.paths import DATA, ROOT
 
-ROOT = Path(__file__).parents[2]
 FOLDER = 'configs/detection'
 RECIPES = json.loads((DATA / 'recipes.json').read_text())
 ZOO = read_json('zoo.json.gz')
@@ -89,16 +86,8 @@ every_pair = pytest.mark.parametrize(
 )
 
 
-@cache
-def load(path: str) -> Config:
-    """Read a config, or skip the test where its codebase is not installed."""
-    config = Config.fromfile(ROOT / path)
-    pytest.importorskip(config.default_scope)
-    return config
-
-
-def load_leaf(name: str) -> Config:
-    return load(f'{FOLDER}/{name}.py')
+def read_leaf(name: str) -> Config:
+    return read_config(f'{FOLDER}/{name}.py')
 
 
 def test_every_published_config_has_ours():
@@ -119,12 +108,12 @@ def our_recipe(config: Config) -> dict:
 def differences(ours: str, published: str) -> dict[str, tuple]:
     """Return setting -> (published value, our value), where they differ."""
     recipe = modern_recipe(RECIPES[published])
-    return find_differences(recipe, our_recipe(load(ours)), NOT_IN_MMDET_2)
+    return find_differences(recipe, our_recipe(read_config(ours)), NOT_IN_MMDET_2)
 
 
 @every_pair
 def test_settings_are_the_published_ones(ours: str, published: str):
-    config = load(ours)
+    config = read_config(ours)
     assert config.val_dataloader == config.test_dataloader
     found = differences(ours, published)
     if Path(ours).stem in STARTS_FROM:
@@ -139,7 +128,7 @@ def test_every_intended_difference_exists():
 
 @pytest.mark.parametrize(('name', 'first_name'), STARTS_FROM.items())
 def test_weights_to_start_from_are_made_here(name: str, first_name: str):
-    first, config = load_leaf(first_name), load_leaf(name)
+    first, config = read_leaf(first_name), read_leaf(name)
     epochs = first.train_cfg.max_epochs
     assert config.load_from == f'work_dirs/{first_name}/epoch_{epochs}.pth'
     # The same model, but for the classes.
@@ -153,7 +142,7 @@ def test_weights_to_start_from_are_made_here(name: str, first_name: str):
 
 @pytest.mark.parametrize('name', [n for n in MODELS_BY_NAME if 'objects365' in n])
 def test_objects365_is_that_of_mmdet(name: str):
-    config = load_leaf(name).to_dict()
+    config = read_leaf(name).to_dict()
     base = "_base_ = 'mmdet::_base_/datasets/objects365v2_detection.py'"
     expected = Config.fromstring(base, '.py').to_dict()
     assert config['val_dataloader'] == config['test_dataloader']
@@ -170,23 +159,16 @@ def test_objects365_is_that_of_mmdet(name: str):
     assert num_classes == len(dataset.METAINFO['classes'])
 
 
-def build_on_meta(config: Config) -> nn.Module:
-    """Build a model without memory for its parameters."""
-    scope = DefaultScope.overwrite_default_scope(config.default_scope)
-    with scope, torch.device('meta'):
-        return MODELS.build(deepcopy(config.model))  # mmdet's DINO changes it
-
-
 @pytest.mark.parametrize('name', MODELS_BY_NAME)
 def test_metafile_counts_the_parameters(name: str):
-    model = build_on_meta(load_leaf(name))
+    model = build_on_meta(read_leaf(name).model, 'mmdet')
     count = sum(p.numel() for p in model.parameters())
     assert MODELS_BY_NAME[name]['Metadata']['Parameters'] == count
 
 
 @every_pair
 def test_parameters_are_the_published_ones(ours: str, published: str):
-    model = build_on_meta(load(ours))
+    model = build_on_meta(read_config(ours).model, 'mmdet')
     weights = {
         name: torch.empty(shape, device='meta')
         for name, shape in ZOO[published]['keys']
@@ -206,7 +188,7 @@ def num_gpus(name: str) -> int:
 
 @pytest.mark.parametrize('name', MODELS_BY_NAME)
 def test_learning_rate_is_for_the_published_batch(name: str):
-    config = load_leaf(name)
+    config = read_leaf(name)
     batch_size = num_gpus(name) * config.train_dataloader.batch_size
     assert config.auto_scale_lr == {'enable': False, 'base_batch_size': batch_size}
     metadata = MODELS_BY_NAME[name]['Metadata']

@@ -5,7 +5,6 @@ And what test-time augmentation makes of the predictions for its views.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from torch import Tensor
 
+from tests.our_configs import read_config
+from tests.paths import CONFIGS
+
 pytest.importorskip('mmseg')
 import mmcv
 import mmseg.datasets
@@ -25,7 +27,7 @@ import mmseg.models  # noqa: F401
 from mmcv.transforms import Compose
 from mmseg.structures import SegDataSample
 
-CONFIGS = sorted((Path(__file__).parents[2] / 'configs' / 'segmentation').glob('*.py'))
+LEAVES = sorted((CONFIGS / 'segmentation').glob('*.py'))
 SHAPE = (203, 331)
 WHITE = (slice(150, 203), slice(20, 120))  # rows and columns of class 7
 
@@ -38,13 +40,12 @@ RATIOS = {
     ),
 }
 
-every_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+every_config = pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
 
 
-@cache
-def load(path: Path) -> Config:
+def read(path: Path) -> Config:
     # Mask2Former's head is not needed here.
-    return Config.fromfile(path, import_custom_modules=False)
+    return read_config(path, import_custom_modules=False)
 
 
 def crop_of(path: Path) -> int:
@@ -96,7 +97,7 @@ def assert_labels_are_untouched(result: SegDataSample):
 
 @every_config
 def test_test_image_has_sides_of_multiples_of_32(path: Path, sample: dict[str, Any]):
-    config, crop = load(path), crop_of(path)
+    config, crop = read(path), crop_of(path)
     assert config.test_dataloader.dataset.pipeline == config.test_pipeline
     result = run(config.test_pipeline, sample)
     assert result['inputs'].shape == (3, *expected_shape((4 * crop, crop)))
@@ -107,7 +108,7 @@ def test_test_image_has_sides_of_multiples_of_32(path: Path, sample: dict[str, A
 
 @every_config
 def test_views_are_the_published_ones(path: Path, sample: dict[str, Any]):
-    config, crop = load(path), crop_of(path)
+    config, crop = read(path), crop_of(path)
     scales = [
         (int(4 * crop * ratio), int(crop * ratio))
         for ratio in RATIOS.get(path.stem, SIX)
@@ -123,7 +124,7 @@ def test_views_are_the_published_ones(path: Path, sample: dict[str, Any]):
 
 @every_config
 def test_training_image_is_cropped_and_padded(path: Path, sample: dict[str, Any]):
-    config, crop = load(path), crop_of(path)
+    config, crop = read(path), crop_of(path)
     assert config.train_dataloader.dataset.pipeline == config.train_pipeline
     with DefaultScope.overwrite_default_scope('mmseg'):
         preprocess = MODELS.build(config.model.data_preprocessor)
@@ -170,8 +171,8 @@ class WhiteFinder(BaseModel):
 
 @pytest.mark.parametrize('method', ['upernet_internimage-l', 'mask2former'])
 def test_predictions_of_views_are_averaged(method: str, sample: dict[str, Any]):
-    path = next(path for path in CONFIGS if path.stem.startswith(method))
-    config = load(path)
+    path = next(path for path in LEAVES if path.stem.startswith(method))
+    config = read(path)
     views = run(config.tta_pipeline, sample)
     with DefaultScope.overwrite_default_scope('mmseg'):
         finder = WhiteFinder(expected_shape((4 * crop_of(path), crop_of(path)))[0])

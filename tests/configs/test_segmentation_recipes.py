@@ -7,8 +7,6 @@ metafile says which is whose, by ``Converted From: Code``.
 """
 
 import re
-from copy import deepcopy
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,7 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.optim import LinearLR, PolyLR
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS
 from torch import nn
 
 from internimage.backbone import InternImage
@@ -24,12 +22,13 @@ from internimage.checkpoint import convert_published
 from tests.configs.comparison import find_differences, with_defaults
 from tests.configs.published_segmentation import modern_recipe
 from tests.golden import read_json
+from tests.our_configs import build_on_meta, read_config
+from tests.paths import ROOT
 
 pytest.importorskip('mmseg')
 pytest.importorskip('mmdet')  # for Mask2Former
 import mmseg.datasets  # noqa: F401
 
-ROOT = Path(__file__).parents[2]
 FOLDER = 'configs/segmentation'
 RECIPES = read_json('recipes_segmentation.json.gz')
 ZOO = read_json('zoo_segmentation.json.gz')
@@ -80,11 +79,6 @@ every_pair = pytest.mark.parametrize(
 )
 
 
-@cache
-def load(path: str) -> Config:
-    return Config.fromfile(ROOT / path)
-
-
 def test_every_published_config_has_ours():
     assert sorted(PAIRS) == sorted(RECIPES) == sorted(ZOO)
     assert len(PAIRS) == len(MODELS_BY_NAME)
@@ -113,12 +107,12 @@ def our_recipe(config: Config) -> dict:
 def differences(published: str, ours: str) -> dict[str, tuple]:
     """Return setting -> (published value, our value), where they differ."""
     recipe = modern_recipe(RECIPES[published])
-    return find_differences(recipe, our_recipe(load(ours)), NOT_IN_MMSEG_0)
+    return find_differences(recipe, our_recipe(read_config(ours)), NOT_IN_MMSEG_0)
 
 
 @every_pair
 def test_settings_are_the_published_ones(published: str, ours: str):
-    config = load(ours)
+    config = read_config(ours)
     assert config.val_dataloader == config.test_dataloader
     found = differences(published, ours)
     assert found == {name: INTENDED[name] for name in INTENDED if name in found}
@@ -132,7 +126,7 @@ def test_every_intended_difference_exists():
 @pytest.mark.parametrize('ours', sorted(set(PAIRS.values())))
 def test_learning_rate_is_the_published_one(ours: str):
     """The polynomial falls from the start; mmcv 1 multiplies it by the warm-up."""
-    config = load(ours)
+    config = read_config(ours)
     max_iters = config.train_cfg.max_iters
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=config.optim_wrapper.optimizer.lr)
@@ -153,16 +147,9 @@ def test_learning_rate_is_the_published_one(ours: str):
             scheduler.step()
 
 
-def build_on_meta(config: Config) -> nn.Module:
-    """Build a model without memory for its parameters."""
-    scope = DefaultScope.overwrite_default_scope(config.default_scope)
-    with scope, torch.device('meta'):
-        return MODELS.build(deepcopy(config.model))  # mmdet's layers change it
-
-
 @every_pair
 def test_parameters_are_the_published_ones(published: str, ours: str):
-    model = build_on_meta(load(ours))
+    model = build_on_meta(read_config(ours).model, 'mmseg')
     weights = {
         name: torch.empty(shape, device='meta')
         for name, shape in ZOO[published]['keys']
@@ -179,7 +166,7 @@ def test_parameters_are_the_published_ones(published: str, ours: str):
 @pytest.mark.parametrize('name', MODELS_BY_NAME)
 def test_learning_rate_is_for_the_published_batch(name: str):
     entry = MODELS_BY_NAME[name]
-    config = load(entry['Config'])
+    config = read_config(entry['Config'])
     num_gpus, per_gpu = map(int, re.search(r'_(\d+)xb(\d+)-', name).groups())
     assert config.train_dataloader.batch_size == per_gpu
     assert config.auto_scale_lr == {'enable': False, 'base_batch_size': 16}
@@ -193,7 +180,7 @@ def test_learning_rate_is_for_the_published_batch(name: str):
 def test_mask2former_starts_from_the_other_one():
     """The same model, but for the classes."""
     first, second = (
-        load(f'{FOLDER}/mask2former_internimage-h_16xb1-80k_{data}-896x896.py')
+        read_config(f'{FOLDER}/mask2former_internimage-h_16xb1-80k_{data}-896x896.py')
         for data in ('coco-stuff164k', 'ade20k')
     )
     entry = MODELS_BY_NAME['mask2former_internimage-h_16xb1-80k_coco-stuff164k-896x896']

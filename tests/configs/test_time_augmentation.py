@@ -7,18 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from tests.our_configs import read_config
+from tests.paths import CONFIGS
+
 pytest.importorskip('mmdet')
 from mmcv.transforms import Compose
 from mmdet.structures import DetDataSample
 
-ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / 'configs' / 'detection').glob('dino-*.py'))
+LEAVES = sorted((CONFIGS / 'detection').glob('dino-*.py'))
 BOX = (10, 20, 40, 50)  # x and y of two corners, in an image of 60 x 90
 
 
@@ -40,9 +41,9 @@ class WhiteFinder(BaseModel):
         return data_samples
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
 def test_views_include_the_usual_one(path: Path):
-    config = Config.fromfile(path)
+    config = read_config(path)
     resizes, flips, *_ = config.tta_pipeline[1].transforms
     (usual,) = (s for s in config.test_pipeline if s.type == 'Resize')
     assert tuple(usual.scale) in [tuple(resize.scale) for resize in resizes]
@@ -52,8 +53,8 @@ def test_views_include_the_usual_one(path: Path):
 @pytest.mark.parametrize('size', ['l_8xb2-layer-decay-12e_coco', 'h_16xb1-20k_o365'])
 def test_boxes_of_all_views_are_joined(size: str, tmp_path: Path):
     mmcv = pytest.importorskip('mmcv')
-    (path,) = (path for path in CONFIGS if f'_internimage-{size}' in path.stem)
-    config = Config.fromfile(path)
+    (path,) = (path for path in LEAVES if f'_internimage-{size}' in path.stem)
+    config = read_config(path)
     image = np.zeros((60, 90, 3), np.uint8)
     image[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 255
     mmcv.imwrite(image, str(tmp_path / 'image.png'))

@@ -16,7 +16,8 @@ from pkgutil import resolve_name
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 FOLDERS = ('.', 'docs', 'configs/*', 'projects/*', 'tools/benchmarks')
 DOCUMENTS = sorted(path for folder in FOLDERS for path in ROOT.glob(f'{folder}/*.md'))
 FILES = [

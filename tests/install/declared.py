@@ -12,17 +12,17 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.machinery import PathFinder
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.paths import ROOT
 
 try:
     import tomllib
 except ImportError:  # Python 3.10
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 # Of each extra, and of none, what has to work.
 MODULES = {

@@ -16,9 +16,9 @@ import venv
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from tests.paths import ROOT
 from tests.tools import test_train_test as small_coco
 
-ROOT = Path(__file__).parents[2]
 CONSTRAINTS = ROOT / 'requirements' / 'constraints.txt'
 IMPORTS = (
     'import internimage.classification, internimage.detection, '

@@ -9,7 +9,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from internimage import CBInternImage, InternImage
-from tests.golden import DATA, assert_matches_golden, fill, fill_value, golden_input
+from tests.golden import assert_matches_golden, fill, fill_value, golden_input
+from tests.paths import DATA
 
 GOLDEN = np.load(DATA / 'detectors.npz')
 (CASE,) = (

@@ -18,13 +18,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from internimage.checkpoint import convert_published
-from tests.golden import DATA, assert_matches_golden, fill_value, golden_input
+from tests.golden import assert_matches_golden, fill_value, golden_input
+from tests.paths import DATA, ROOT
 
 DetDataSample = pytest.importorskip('mmdet.structures').DetDataSample
 DetInferencer = pytest.importorskip('mmdet.apis').DetInferencer
 InstanceData = pytest.importorskip('mmengine.structures').InstanceData
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'detection'
+CONFIGS = ROOT / 'configs' / 'detection'
 GOLDEN = np.load(DATA / 'detectors.npz')
 CASES = {case['case']: case for case in json.loads(str(GOLDEN['cases']))}
 OURS = {

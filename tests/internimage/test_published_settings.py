@@ -2,12 +2,12 @@
 """Configs that were written for the published code, or on mmseg's base configs."""
 
 import pytest
-import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 
 from internimage import CBInternImage, InternImage
 from tests.golden import read_json
+from tests.our_configs import build_on_meta
 
 ZOO = read_json('zoo_backbones.json.gz')['backbones']
 SMALL = dict(channels=6, depths=[1, 2, 1, 1], groups=[1, 2, 3, 6])
@@ -26,21 +26,16 @@ PUBLISHED = dict(
 )
 
 
-def build(config: dict) -> torch.nn.Module:
-    with torch.device('meta'):
-        return MODELS.build(ConfigDict(config))
-
-
 @pytest.mark.parametrize('entry', ZOO, ids=lambda e: e['configs'][0].split('/')[-1])
 def test_published_backbone_as_it_is(entry):
-    model = build({**PUBLISHED, **entry['arch']})
+    model = build_on_meta({**PUBLISHED, **entry['arch']})
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert shapes == entry['shapes']
 
 
 def test_published_composite_backbone_as_it_is():
     settings = dict(type='CBInternImage', out_indices=[[0, 1, 2, 3], [1, 2, 3]])
-    model = build({**PUBLISHED, **SMALL, **settings, 'init_cfg': None})
+    model = build_on_meta({**PUBLISHED, **SMALL, **settings, 'init_cfg': None})
     assert isinstance(model, CBInternImage)
     assert model.arch.depths == (1, 2, 1, 1)
 
@@ -70,13 +65,13 @@ def test_weights_of_a_base_config_are_not_blamed_on_the_backbone():
     )
     with DefaultScope.overwrite_default_scope('mmseg'):
         with pytest.raises(ValueError, match=message):
-            build(model.to_dict())
+            build_on_meta(model.to_dict())
         model.pretrained = None
-        assert isinstance(build(model.to_dict()).backbone, InternImage)
+        assert isinstance(build_on_meta(model.to_dict()).backbone, InternImage)
 
 
 def test_settings_of_another_backbone_come_with_the_remedy():
     backbone = base_of_mmseg('upernet_r50').backbone
     settings = dict(backbone, type='InternImage')
     with pytest.raises(ValueError, match=r"unknown .*'num_stages'.*_delete_=True"):
-        build(settings)
+        build_on_meta(settings)

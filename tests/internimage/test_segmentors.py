@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from internimage.checkpoint import convert_published
-from tests.golden import DATA, assert_matches_golden, fill_value, golden_input
+from tests.golden import assert_matches_golden, fill_value, golden_input
+from tests.paths import DATA, ROOT
 
 mmseg_apis = pytest.importorskip('mmseg.apis')
 pytest.importorskip('mmdet')  # for Mask2Former
 from mmseg.structures import SegDataSample  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = np.load(DATA / 'segmentors.npz')
 CASES = {case['task']: case for case in json.loads(str(GOLDEN['cases']))}
 UPERNET = 'upernet_internimage-t_8xb2-160k_ade20k-512x512'

@@ -4,12 +4,13 @@
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 
-GOLDEN = Path(__file__).parents[1] / 'data' / 'dcnv3_op.npz'
+from tests.paths import DATA
+
+GOLDEN = DATA / 'dcnv3_op.npz'
 TENSORS = ('input', 'offset', 'mask')
 
 

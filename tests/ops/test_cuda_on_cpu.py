@@ -24,10 +24,11 @@ from ops_dcnv3.geometry import make_geometry
 from tests.ops import not_finite
 from tests.ops.branch import branch, branch_arguments
 from tests.ops.cases import CASE_IDS, CASES, Case
+from tests.paths import ROOT
 from tests.tolerances import BACKWARD, FORWARD, relative_error
 
 HERE = Path(__file__).parent / 'cuda_on_cpu'
-CUDA = Path(__file__).parents[2] / 'ops_dcnv3' / 'csrc' / 'cuda'
+CUDA = ROOT / 'ops_dcnv3' / 'csrc' / 'cuda'
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 HALF = pytest.mark.parametrize('dtype', DTYPES[2:], ids=lambda d: str(d)[6:])
 EVERY_DTYPE = pytest.mark.parametrize('dtype', DTYPES, ids=lambda d: str(d)[6:])

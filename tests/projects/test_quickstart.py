@@ -17,12 +17,13 @@ from mmengine.runner import Runner
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-PROJECT = Path(__file__).parents[2] / 'projects' / 'quickstart'
-sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by path
+from tests.paths import QUICKSTART, ROOT
+
+sys.path.insert(0, str(QUICKSTART))  # its files are programs, which Python runs by path
 scenes = importlib.import_module('scenes')
 demo = importlib.import_module('demo')
 detection = importlib.import_module('detection')
-sys.path.remove(str(PROJECT))
+sys.path.remove(str(QUICKSTART))
 
 TEXTURE = scenes.Texture('gradient', ((200.0, 0.0, 0.0), (90.0, 0.0, 0.0)), 20.0, 0.5)
 NUM_TRAIN, NUM_VAL = 5, 3
@@ -200,8 +201,8 @@ def boxes_only(root, tmp_path):
 
 
 def run_demo(folder, *options):
-    command = [sys.executable, PROJECT / 'demo.py', '--work-dir', folder, *options]
-    paths = [str(PROJECT.parents[1]), os.environ.get('PYTHONPATH', '')]
+    command = [sys.executable, QUICKSTART / 'demo.py', '--work-dir', folder, *options]
+    paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
     done = subprocess.run(
         command,
         cwd=folder,

@@ -15,15 +15,15 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 from internimage.data import check_datasets
+from tests.paths import CONFIGS, QUICKSTART, ROOT
 from tests.tools.learning_rates import check_rise_and_fall, learning_rates
 
-PROJECT = Path(__file__).parents[2] / 'projects' / 'quickstart'
-sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by path
+sys.path.insert(0, str(QUICKSTART))  # its files are programs, which Python runs by path
 scenes = importlib.import_module('scenes')
 shape_crops = importlib.import_module('shape_crops')
 classification = importlib.import_module('classification')
 demo = importlib.import_module('demo')
-sys.path.remove(str(PROJECT))
+sys.path.remove(str(QUICKSTART))
 
 SETTINGS = {'seed': 3, 'num_train': 10, 'num_val': 7}
 
@@ -138,9 +138,12 @@ def test_demo_reads_folders_for_detection_only(root, capsys):
 
 
 README_BLOCKS = [
-    (PROJECT / 'README.md', ('# my_classifier.py', '# at the end of my_classifier.py')),
     (
-        PROJECT.parents[1] / 'configs' / 'classification' / 'README.md',
+        QUICKSTART / 'README.md',
+        ('# my_classifier.py', '# at the end of my_classifier.py'),
+    ),
+    (
+        CONFIGS / 'classification' / 'README.md',
         ('# my_classifier.py',),
     ),
 ]
@@ -157,7 +160,7 @@ def test_config_for_own_folders(root, tmp_path, readme, titles):
     text = ''.join(
         next(block for block in blocks if block.startswith(title)) for title in titles
     )
-    here = str(PROJECT.parents[1])
+    here = str(ROOT)
     for old, new in {
         '<here>': here,
         "'configs/": f"'{here}/configs/",

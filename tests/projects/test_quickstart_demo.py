@@ -8,17 +8,17 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
-PROJECT = Path(__file__).parents[2] / 'projects' / 'quickstart'
-sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by path
+from tests.paths import QUICKSTART
+
+sys.path.insert(0, str(QUICKSTART))  # its files are programs, which Python runs by path
 scenes = importlib.import_module('scenes')
 demo = importlib.import_module('demo')
 data_set = importlib.import_module('data_set')
-sys.path.remove(str(PROJECT))
+sys.path.remove(str(QUICKSTART))
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +109,7 @@ def run_with_cv2(folder, text, **environment):
     folder.mkdir()
     (folder / 'cv2.py').write_text(text)
     return subprocess.run(
-        [sys.executable, PROJECT / 'demo.py'],
+        [sys.executable, QUICKSTART / 'demo.py'],
         env={**os.environ, 'PYTHONPATH': str(folder), **environment},
         cwd=folder,
         capture_output=True,

@@ -11,16 +11,15 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from internimage.data import check_datasets
+from tests.paths import QUICKSTART, ROOT
 from tests.tools import small_models
 from tests.tools.learning_rates import check_rise_and_fall, learning_rates
 
-ROOT = Path(__file__).parents[2]
-PROJECT = ROOT / 'projects' / 'quickstart'
-sys.path.insert(0, str(PROJECT))
+sys.path.insert(0, str(QUICKSTART))
 scenes = importlib.import_module('scenes')
-sys.path.remove(str(PROJECT))
+sys.path.remove(str(QUICKSTART))
 
-README = (PROJECT / 'README.md').read_text()
+README = (QUICKSTART / 'README.md').read_text()
 BLOCKS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 (CONFIG,) = (block for block in BLOCKS if block.startswith('# my_config.py'))
 (SMALL_SET,) = (block for block in BLOCKS if block.startswith('# at the end of my_con'))

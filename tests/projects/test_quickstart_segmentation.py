@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,14 +14,15 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
+from tests.paths import QUICKSTART, ROOT
+
 pytest.importorskip('mmseg')
-PROJECT = Path(__file__).parents[2] / 'projects' / 'quickstart'
-sys.path.insert(0, str(PROJECT))  # its files are programs, which Python runs by path
+sys.path.insert(0, str(QUICKSTART))  # its files are programs, which Python runs by path
 scenes = importlib.import_module('scenes')
 shape_masks = importlib.import_module('shape_masks')
 segmentation = importlib.import_module('segmentation')
 demo = importlib.import_module('demo')
-sys.path.remove(str(PROJECT))
+sys.path.remove(str(QUICKSTART))
 
 SETTINGS = {'seed': 3, 'num_train': 4, 'num_val': 3}
 TEXTURE = scenes.Texture('gradient', ((200.0, 0.0, 0.0), (90.0, 0.0, 0.0)), 20.0, 0.5)
@@ -354,9 +354,9 @@ def test_classes_are_for_folders_of_segmentation(options, capsys):
 def test_demo_on_a_folder(cracks, tmp_path):
     options = ['--task', 'segmentation', '--work-dir', tmp_path, '--iters', '2']
     options += ['--data', cracks, '--classes', 'background', 'crack']
-    paths = [str(PROJECT.parents[1]), os.environ.get('PYTHONPATH', '')]
+    paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
     done = subprocess.run(
-        [sys.executable, PROJECT / 'demo.py', *options],
+        [sys.executable, QUICKSTART / 'demo.py', *options],
         cwd=tmp_path,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
         capture_output=True,

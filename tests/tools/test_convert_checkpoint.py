@@ -18,8 +18,8 @@ from torch import Tensor
 from internimage import InternImage
 from internimage.checkpoint import convert_published, load_checkpoint_file
 from tests.golden import fill
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'convert_checkpoint.py'
 SMALL = {'channels': 6, 'depths': (1, 1, 1, 1), 'groups': (1, 2, 3, 6)}
 

@@ -5,7 +5,7 @@ Published: README.md of OpenGVLab/InternImage@31c962d.
 """
 
 import runpy
-from pathlib import Path
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ops_dcnv3 import DCNv3, library
+from tests.our_configs import read_config
+from tests.paths import CONFIGS, TOOLS
 
 count_complexity = pytest.importorskip('internimage.complexity').count_complexity
-
-ROOT = Path(__file__).parents[2]
 
 # Config -> height and width, parameters in M, FLOPs in G.
 PUBLISHED = {
@@ -64,21 +64,14 @@ INEXACT = {
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Return the names in tools/get_flops.py."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    return runpy.run_path(str(ROOT / 'tools' / 'get_flops.py'))
-
-
-def load(name: str) -> Config:
-    """Read a config, or skip the test where its codebase is not installed."""
-    config = Config.fromfile(ROOT / 'configs' / f'{name}.py')
-    pytest.importorskip(config.default_scope)
-    return config
+    monkeypatch.syspath_prepend(TOOLS)
+    return runpy.run_path(str(TOOLS / 'get_flops.py'))
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_figures_are_the_published_ones(name: str, tool: dict[str, Any]):
     shape, params, flops = PUBLISHED[name]
-    config = load(name)
+    config = deepcopy(read_config(f'configs/{name}.py'))
     if config.default_scope != 'mmseg' or shape[0] != shape[1]:
         # Of the segmentors, those of InternImage-H are published for a square crop.
         assert tool['default_shape'](config) == shape
@@ -186,8 +179,8 @@ def test_meta_tensors_hide_nothing(scope: str):
 
 def test_command(tool: dict[str, Any], capsys: pytest.CaptureFixture):
     name = 'classification/internimage-t_32xb128_in1k'
-    load(name)
-    path = str(ROOT / 'configs' / f'{name}.py')
+    path = f'{CONFIGS}/{name}.py'
+    read_config(path)  # or skip
     change = ['--cfg-options', 'model.head.num_classes=10', 'test_dataloader=None']
     tool['main'](['--shape', '64', '96', path, *change])
     # A log of mmpretrain's may come before.

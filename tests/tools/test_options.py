@@ -14,8 +14,7 @@ from mmengine.runner import Runner
 
 from internimage.engine import NonFiniteError, SaveError
 from tests.internimage.engine.test_resuming import write_checkpoint
-
-TOOLS = Path(__file__).parents[2] / 'tools'
+from tests.paths import TOOLS
 
 CONFIG = """
 default_scope = '{scope}'

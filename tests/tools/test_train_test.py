@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from mmengine.fileio import load
 
+from tests.paths import ROOT
 from tests.tools.small_models import MASK_RCNN, as_arguments
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'detection' / 'mask-rcnn_internimage-t_fpn_1x_coco.py'
 NUM_IMAGES = 4
 

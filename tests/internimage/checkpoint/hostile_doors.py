@@ -25,8 +25,8 @@ from torch import nn
 
 from internimage import InternImage
 from internimage.checkpoint import load_checkpoint_file, load_pretrained
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 SMALL = {'channels': 6, 'depths': [1, 1], 'groups': [1, 2]}
 BACKBONE = dict(type='InternImage', arch=SMALL, out_indices=(0, 1))
 

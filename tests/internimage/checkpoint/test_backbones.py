@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections import OrderedDict
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +20,7 @@ from internimage.checkpoint import (
     convert_published,
 )
 from tests.golden import fill, fill_value, read_json
+from tests.paths import CONFIGS
 
 ZOO = read_json('zoo_backbones.json.gz')
 SMALL = {'channels': 6, 'depths': (1, 2, 3, 1), 'groups': (1, 2, 3, 6)}
@@ -348,8 +348,9 @@ def test_loading_leaves_other_files_alone(content, messages):
 
 def test_published_detector_goes_into_the_inferencer(tmp_path):
     inferencers = pytest.importorskip('mmdet.apis')
-    configs = Path(__file__).parents[3] / 'configs' / 'detection'
-    config = Config.fromfile(configs / 'mask-rcnn_internimage-t_fpn_1x_coco.py')
+    config = Config.fromfile(
+        CONFIGS / 'detection' / 'mask-rcnn_internimage-t_fpn_1x_coco.py'
+    )
     config.merge_from_dict(
         {
             'model.backbone.init_cfg': None,

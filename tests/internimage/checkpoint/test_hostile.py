@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.internimage.checkpoint import damaged_files, hostile_files
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 KINDS = hostile_files.KINDS
 ALWAYS = ('load_checkpoint_file', 'CheckpointLoader', 'convert')
 HEAVY = (

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 import re
-from pathlib import Path
 
 import torch
 from mmengine.runner import CheckpointLoader
 
 import internimage  # noqa: F401  (registers the loaders)
 from internimage.checkpoint import loaders
+from tests.paths import ROOT
 
 
 def test_every_scheme_is_safe():
@@ -44,11 +44,10 @@ def test_petrel(tmp_path, monkeypatch):
 
 def test_configs_import_the_loaders_before_anything_else():
     """A config is protected from the moment that it is read."""
-    root = Path(__file__).parents[3]
     found = [
         (path, imports)
         for folder in ('configs', 'projects')
-        for path in (root / folder).rglob('*.py')
+        for path in (ROOT / folder).rglob('*.py')
         for imports in re.findall(
             r"^custom_imports\s*=\s*dict\(\s*imports=\[\s*'([\w.]+)'",
             path.read_text(encoding='utf-8'),

@@ -10,7 +10,8 @@ from mmengine.config import Config
 
 from internimage.data import Report, check_datasets
 
-CONFIGS = Path(__file__).parents[3] / 'configs'
+from tests.paths import CONFIGS
+
 
 
 def look(name: str, **datasets: dict[str, Any]) -> list[Report]:

@@ -2,7 +2,6 @@
 """UperNet with one image on one device is refused before the model is built."""
 
 import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from internimage.engine.batch_size import check_batch_size
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 RECIPE = (
     ROOT / 'configs/segmentation/upernet_internimage-h_16xb1-160k_ade20k-896x896.py'
 )

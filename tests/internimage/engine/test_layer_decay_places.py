@@ -2,13 +2,13 @@
 """Backbones are found wherever they are in a model; at rate 1 none is needed."""
 
 import pytest
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from internimage import CBInternImage, InternImage
+from tests.our_configs import build_on_meta
 
 ARCH = {'channels': 4, 'depths': (2, 1, 3, 2), 'groups': (1, 1, 2, 2)}
 OTHER = {'channels': 4, 'depths': (1, 1, 1, 2), 'groups': (1, 1, 1, 1)}
@@ -140,8 +140,7 @@ def test_soft_teacher():
     detector = config.model.detector
     detector.backbone = dict(type='InternImage', arch=ARCH)
     detector.neck.in_channels = [4, 8, 16, 32]
-    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
-        model = MODELS.build(config.model)
+    model = build_on_meta(config.model, 'mmdet')
     for rate in (1.0, 0.5):
         found = scales(model, rate)
         assert all(name.startswith('student.') for name in found)
