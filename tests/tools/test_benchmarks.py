@@ -65,7 +65,9 @@ def run(load, tmp_path):
         result = json.loads(path.read_text())
         assert result['benchmark'].startswith(name.removeprefix('bench_'))
         dtype = result['settings']['dtype']
+        image = result['settings'].get('image') if name == 'bench_backbone' else None
         end = f'{result["machine"]["date"][:10]}_{result["benchmark"]}'
+        end += f'_{image[0]}x{image[1]}' if image else ''
         end += '.json' if dtype == 'float32' else f'_{dtype}.json'
         assert path.name.endswith(f'_{end}')
         assert {'device', 'threads', 'torch', 'commit'} <= result['machine'].keys()
@@ -249,7 +251,11 @@ def test_what_was_timed_is_written_before_the_next_case(
 
     monkeypatch.setattr(load('record'), 'time_together', stop)
     with pytest.raises(KeyboardInterrupt):
-        run('bench_backbone', '--small', '--image', '32', '--batch', '1', '--peers')
+        run(
+            'bench_backbone',
+            '--small',
+            *['--image', '32', '40', '--batch', '1', '--peers'],
+        )
     (path,) = tmp_path.glob('*.json')
     (row,) = json.loads(path.read_text())['rows']
     assert row['images_per_s'] > 0
@@ -285,7 +291,7 @@ def test_module(run):
 
 
 def test_backbone(run):
-    size = ['--small', '--image', '64', '--batch', '2']
+    size = ['--small', '--image', '64', '40', '--batch', '2']
     result = run('bench_backbone', *size, '--peers', 'PyTorch reference')
     rows = {(row['participant'], row['pass']): row for row in result['rows']}
     ours = rows['internimage', 'forward']
@@ -296,7 +302,16 @@ def test_backbone(run):
 
 
 def test_backbone_of_timm(run):
-    arguments = ['--small', '--image', '32', '--batch', '1', '--passes', 'forward']
+    arguments = [
+        '--small',
+        '--image',
+        '32',
+        '40',
+        '--batch',
+        '1',
+        '--passes',
+        'forward',
+    ]
     ours, peer = run('bench_backbone', *arguments, '--peers', 'ConvNeXt-T')['rows']
     assert ours['participant'] == 'internimage'
     assert 'timm' in peer['missing'] if 'missing' in peer else peer['error'] is None

@@ -31,7 +31,21 @@ from torch import Tensor, nn
 
 from internimage.backbone import InternImage
 
-#: Variant -> what timm calls the models of about its size.
+
+class Model(NamedTuple):
+    """One of our backbones.
+
+    ``letter`` is its variant, with the settings of classification but for
+    ``overrides``; ``peers`` are models of about its size, by timm's names.
+    """
+
+    name: str
+    letter: str
+    overrides: dict[str, Any]
+    peers: tuple[str, ...] = ()
+
+
+#: What timm has of about the size of a variant.
 SIZES = {
     't': ('convnext_tiny', 'swin_tiny_patch4_window7_224'),
     's': ('convnext_small', 'swin_small_patch4_window7_224'),
@@ -40,6 +54,18 @@ SIZES = {
     'xl': ('convnext_xlarge',),
 }
 FAMILIES = {'convnext': 'ConvNeXt', 'swin': 'Swin'}
+MODELS = {
+    letter: Model(letter.upper(), letter, {}, SIZES.get(letter, ())) for letter in ARCHS
+} | {
+    # As detectors and segmentors have it.
+    't-scale': Model('T with layer scale', 't', {'layer_scale': 1.0}, SIZES['t']),
+    # The blocks of H in a network that a CPU holds and runs in a second.
+    'h-short': Model(
+        'H of 12 blocks',
+        'h',
+        {'depths': (2, 2, 6, 2), 'level2_post_norm_block_ids': (5,)},
+    ),
+}
 
 
 class Participant(NamedTuple):
@@ -50,20 +76,22 @@ class Participant(NamedTuple):
     checked: bool
 
 
-def make_ours(arch: str | dict[str, Any]) -> InternImage:
+def make_ours(arch: str | dict[str, Any], **overrides: Any) -> InternImage:
     """Return our backbone with random weights, its points spread as by training."""
-    model = InternImage(arch, out_indices=(3,))
+    model = InternImage(arch, out_indices=(3,), **overrides)
     draw_weights(model)
     return model
 
 
-def make_published(benchmark: Benchmark, letter: str, ours: InternImage) -> Participant:
+def make_published(
+    benchmark: Benchmark, compared: Model, ours: InternImage
+) -> Participant:
     """Return the published backbone with our weights, whose names are the same.
 
     Raises:
         ImportError: It is not there.
     """
-    settings = InternImage.arch_settings[ARCHS[letter]]
+    settings = InternImage.arch_settings[ARCHS[compared.letter]] | compared.overrides
     model = published.build_backbone(
         benchmark.args.published, benchmark.device, settings
     )
@@ -74,7 +102,7 @@ def make_published(benchmark: Benchmark, letter: str, ours: InternImage) -> Part
     return Participant(model, lambda x: run(x)[-1].permute(0, 3, 1, 2), True)
 
 
-def make_timm(benchmark: Benchmark, name: str, image: int) -> Participant:
+def make_timm(benchmark: Benchmark, name: str, image: Sequence[int]) -> Participant:
     """Return a model of timm with random weights.
 
     Raises:
@@ -83,14 +111,14 @@ def make_timm(benchmark: Benchmark, name: str, image: int) -> Participant:
     import timm
 
     # Swin is made for one size of image.
-    more: dict[str, Any] = {'img_size': image} if name.startswith('swin') else {}
+    more: dict[str, Any] = {'img_size': tuple(image)} if name.startswith('swin') else {}
     model: Any = timm.create_model(name, num_classes=0, **more)
     model = model.to(benchmark.device, benchmark.dtype)
     return Participant(model, model.forward_features, False)
 
 
 def find_participants(
-    benchmark: Benchmark, letter: str, ours: InternImage, image: int
+    benchmark: Benchmark, compared: Model, ours: InternImage, image: Sequence[int]
 ) -> tuple[dict[str, Participant], dict[str, str]]:
     """Return who takes part in the comparison, and why others do not."""
     own = Participant(ours, lambda x: ours(x)[-1], True)
@@ -98,13 +126,12 @@ def find_participants(
     if benchmark.wants(REFERENCE):
         found[REFERENCE] = own._replace(run=with_operator(REFERENCE, own.run))
     makers: dict[str, Callable[[], Participant]] = {
-        PUBLISHED: partial(make_published, benchmark, letter, ours)
+        PUBLISHED: partial(make_published, benchmark, compared, ours)
     }
-    for name in SIZES.get(letter, ()):
+    for name in compared.peers:
         family = FAMILIES[name.split('_')[0]]
-        makers[f'{family}-{letter.upper()}'] = partial(
-            make_timm, benchmark, name, image
-        )
+        label = f'{family}-{compared.letter.upper()}'
+        makers[label] = partial(make_timm, benchmark, name, image)
     for name, make in makers.items():
         if benchmark.wants(name):
             try:
@@ -114,25 +141,28 @@ def find_participants(
     return found, missing
 
 
-def run_case(benchmark: Benchmark, letter: str, batch: int, image: int) -> None:
+def run_case(
+    benchmark: Benchmark, compared: Model, batch: int, image: Sequence[int]
+) -> None:
     """Check and time all participants on one size of batch."""
     torch.manual_seed(0)
     small = benchmark.args.small
     ours = make_ours(
         dict(channels=16, depths=(1, 1, 1, 1), groups=(1, 2, 4, 8))
         if small
-        else ARCHS[letter]
+        else ARCHS[compared.letter],
+        **({} if small else compared.overrides),
     ).to(benchmark.device, benchmark.dtype)
-    x = torch.randn(batch, 3, image, image, device=benchmark.device).to(benchmark.dtype)
-    found, missing = find_participants(benchmark, letter, ours.eval(), image)
+    x = torch.randn(batch, 3, *image, device=benchmark.device).to(benchmark.dtype)
+    found, missing = find_participants(benchmark, compared, ours.eval(), image)
     for participant in found.values():
         participant.model.eval()
     checked = {name: p.run if p.checked else None for name, p in found.items()}
     errors, wrong = check_all(checked, ours, x)
     missing |= wrong
     found = {name: p for name, p in found.items() if name not in wrong}
-    size = 'small' if benchmark.args.small else letter.upper()
-    name_of_case = f'InternImage-{size} {image}x{image}'
+    name = 'small' if benchmark.args.small else compared.name
+    name_of_case = f'InternImage-{name} {image[0]}x{image[1]}'
     for which in benchmark.args.passes:
         calls, rows = {}, {}
         for name, (model, run, _) in found.items():
@@ -162,9 +192,16 @@ def main(argv: Sequence[str] | None = None) -> Path:
     cuda = torch.cuda.is_available()
     parser.set_defaults(dtype='bfloat16' if cuda else 'float32')
     parser.add_argument(
-        '--arch', nargs='+', default=['t'], choices=list(ARCHS), help='variants'
+        '--arch', nargs='+', default=['t'], choices=list(MODELS), help='variants'
     )
-    parser.add_argument('--image', type=int, default=224, help='side of the image')
+    parser.add_argument(
+        '--image',
+        nargs=2,
+        type=int,
+        default=[224, 224],
+        metavar=('HEIGHT', 'WIDTH'),
+        help='size of the image',
+    )
     parser.add_argument(
         '--passes', nargs='+', choices=[FORWARD, TRAINING], default=[FORWARD, TRAINING]
     )
@@ -172,10 +209,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
         '--small', action='store_true', help='a tiny backbone of ours, to try this out'
     )
     args = parser.parse_args(argv)
-    benchmark = Benchmark('backbone', args)
-    for letter in args.arch:
+    height, width = args.image
+    part = '' if height == width == 224 else f'_{height}x{width}'
+    benchmark = Benchmark('backbone', args, part)
+    for name in args.arch:
         for batch in args.batch:
-            benchmark.attempt(run_case, letter, batch, args.image)
+            benchmark.attempt(run_case, MODELS[name], batch, args.image)
     return benchmark.write()
 
 

@@ -69,15 +69,17 @@ class Benchmark:
     Args:
         name: Of the benchmark.
         args: Of a parser made by ``make_parser``.
+        part: What the file of this run has in its name besides.
     """
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, part: str = '') -> None:
         if args.threads:
             torch.set_num_threads(args.threads)
         # float32 is float32, also in cuDNN, whose default is TF32.
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         self.name = name
+        self.part = part
         self.args = args
         self.device = torch.device(args.device)
         self.dtype = getattr(torch, args.dtype)
@@ -156,7 +158,7 @@ class Benchmark:
         device = re.sub(r'[^a-z0-9]+', '-', self.machine['device'].lower()).strip('-')
         date = self.machine['date'][:10]
         dtype = '' if self.dtype == torch.float32 else f'_{self.args.dtype}'
-        path = self.args.out / f'{device}_{date}_{self.name}{dtype}.json'
+        path = self.args.out / f'{device}_{date}_{self.name}{self.part}{dtype}.json'
         settings = {
             key: value
             for key, value in vars(self.args).items()

@@ -66,16 +66,24 @@ CPU_TARGETS = [
     ),
     *(
         Target(
-            'InternImage-T, forward',
+            f'{model} {size}, forward',
             'backbone',
-            'InternImage-T 224x224',
+            f'InternImage-{model} {size}',
             batch,
             'forward',
-            'ConvNeXt-T',
+            f'ConvNeXt-{model[0]}',
             1.0,
             faster=False,
         )
-        for batch in (1, 8)
+        for model, size, batches in (
+            ('T', '224x224', (1, 8)),
+            ('T with layer scale', '224x224', (1, 8)),
+            ('S', '224x224', (1, 8)),
+            ('B', '224x224', (1, 8)),
+            ('T', '800x1216', (1,)),
+            ('T with layer scale', '800x1216', (1,)),
+        )
+        for batch in batches
     ),
     Target(
         'Mask R-CNN T, training step',
@@ -143,8 +151,13 @@ RUNS = {
         ('operator', '--dtype float32 --shapes t --batch 1 8 --peers "{peer}"'),
         (
             'backbone',
-            '--dtype float32 --arch t --batch 1 8 --passes forward '
-            '--peers ConvNeXt-T --seconds 8',
+            '--dtype float32 --arch t t-scale s b h-short --batch 1 8 --passes forward '
+            '--peers ConvNeXt-T ConvNeXt-S ConvNeXt-B --seconds 8',
+        ),
+        (
+            'backbone',
+            '--dtype float32 --arch t t-scale --image 800 1216 --batch 1 '
+            '--passes forward --peers ConvNeXt-T --seconds 8',
         ),
         # An image of COCO as it is: on a smaller one, half of the step is RoI heads and
         # the optimizer. Enlarged as the recipe does, the reference needs some 20 GB.
