@@ -50,7 +50,7 @@ test-install: setup ## Install the wheel with all extras into a fresh environmen
 kills: setup ## Kill small trainings KILLS=30 times; each has to end as if unbroken, bit for bit
 	@OMP_NUM_THREADS=1 $(RUN)/python -m tests.kills --kills $(KILLS)
 
-bench: setup ## Compare the CPU with its targets, in 5 minutes; PUBLISHED=<their ops_dcnv3> adds the published code
+bench: setup ## Compare the CPU with its targets, in 10 minutes; PUBLISHED=<their ops_dcnv3> adds the published code
 	@$(RUN)/python tools/benchmarks/targets.py --run \
 	  $(if $(PUBLISHED),--published '$(PUBLISHED)')
 

@@ -2,7 +2,7 @@
 """What a machine should reach, and whether it does: ``make bench``.
 
 Targets are ratios within one run on one machine, so that they hold on any. With
-``--run`` the benchmarks are run first, which takes about five minutes on two cores;
+``--run`` the benchmarks are run first, which takes about ten minutes on two cores;
 otherwise result files are read. Exits with 1 if a row misses its target or is missing.
 """
 
