@@ -154,28 +154,6 @@ def assert_state_dict(model: nn.Module, expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(dict(model.state_dict()), expected, rtol=0, atol=0)
 
 
-def test_split_feed_forward_layer_of_the_largest_dino():
-    """InternImage-G's sums over quarters of the hidden features."""
-    published_ffn = 'bbox_head.transformer.encoder.layers.2.ffns.0.'
-    inner = [(torch.randn(3, 5), torch.randn(3)) for _ in range(4)]
-    outer = [torch.randn(5, 3) for _ in range(4)]
-    weights = {f'{published_ffn}fc2_bias': torch.randn(5)}
-    for piece in range(4):
-        weights[f'{published_ffn}fc1_{piece}.weight'] = inner[piece][0]
-        weights[f'{published_ffn}fc1_{piece}.bias'] = inner[piece][1]
-        weights[f'{published_ffn}fc2_{piece}.weight'] = outer[piece]
-    ffn = pytest.importorskip('mmcv.cnn.bricks.transformer').FFN(5, 12)
-    prefix = 'encoder.layers.2.ffn.'
-    converted = convert_published(weights)
-    ffn.load_state_dict({k.removeprefix(prefix): v for k, v in converted.items()})
-    x = torch.randn(7, 5)
-    expected = x + weights[f'{published_ffn}fc2_bias']
-    for (weight, bias), back in zip(inner, outer, strict=True):
-        expected = expected + (x @ weight.T + bias).relu() @ back.T
-    torch.testing.assert_close(ffn(x), expected)
-    assert convert_published(converted) == converted
-
-
 def samples(sizes: list[tuple[int, int]]) -> list:
     """Return annotations of images, with one, two, ... boxes."""
     batch_shape = tuple(np.max(sizes, axis=0).tolist())

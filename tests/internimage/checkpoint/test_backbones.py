@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,7 @@ from mmengine.hooks import EMAHook
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
-from torch import Tensor, nn
+from torch import nn
 
 from internimage import InternImage
 from internimage.checkpoint import (
@@ -19,133 +18,34 @@ from internimage.checkpoint import (
     convert_loaded,
     convert_published,
 )
-from tests.golden import fill, fill_value, read_json
+from tests.golden import fill, read_json
+from tests.internimage.checkpoint.layouts import (
+    SMALL,
+    classification,
+    data_parallel,
+    detection,
+    every_layout,
+    hugging_face,
+    others,
+    small,
+    weights,
+)
 from tests.paths import CONFIGS
 
 ZOO = read_json('zoo_backbones.json.gz')
-SMALL = {'channels': 6, 'depths': (1, 2, 3, 1), 'groups': (1, 2, 3, 6)}
 IMAGE = torch.randn(1, 3, 40, 70, generator=torch.Generator().manual_seed(0))
 
 
-def small(**kwargs) -> InternImage:
-    return InternImage({**SMALL, 'layer_scale': 1.0, **kwargs})
-
-
-def weights(**kwargs) -> dict[str, Tensor]:
-    return fill(small(**kwargs)).state_dict()
-
-
-def others(*names: str) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(fill_value(name, (3,))) for name in names}
-
-
-def classification(backbone: dict[str, Tensor]) -> dict:
-    head = others('conv_head.0.weight', 'conv_head.1.0.running_var', 'head.weight')
-    return {'model': {**backbone, **head}, 'model_ema': {}, 'epoch': 3}
-
-
-def detection(backbone: dict[str, Tensor]) -> dict:
-    named = {f'backbone.{name}': value for name, value in backbone.items()}
-    heads = others('neck.fpn_convs.0.conv.weight', 'rpn_head.rpn_cls.bias')
-    return {'meta': {'epoch': 12}, 'state_dict': OrderedDict(**named, **heads)}
-
-
-def hugging_face(backbone: dict[str, Tensor]) -> dict:
-    named = {
-        'model.' + name.replace('gamma', 'layer_scale'): value
-        for name, value in backbone.items()
-    }
-    return {**named, **others('model.head.weight')}
-
-
-def data_parallel(backbone: dict[str, Tensor]) -> dict:
-    inner = classification(backbone)['model']
-    return {'module': {f'module.{name}': value for name, value in inner.items()}}
-
-
-LAYOUTS = {
-    layout.__name__: layout
-    for layout in (classification, detection, hugging_face, data_parallel, dict)
-}
-every_layout = pytest.mark.parametrize('layout', LAYOUTS.values(), ids=LAYOUTS)
-
-
-@every_layout
-def test_convert_is_pure_idempotent_and_complete(layout):
-    source = layout(weights())
-    before = repr(source)
-    converted = convert_published(source)
-    assert repr(source) == before
-    again = convert_published(converted)
-    assert list(again) == list(converted)
-    stack, tensors = [source], []
-    while stack:
-        for value in stack.pop().values():
-            (stack if isinstance(value, dict) else tensors).append(value)
-    tensors = [value for value in tensors if isinstance(value, Tensor)]
-    assert sorted(map(id, tensors)) == sorted(map(id, converted.values()))
-
-
 @pytest.mark.parametrize('config', ZOO['other_keys'])
-def test_published_names(config):
-    entry = next(e for e in ZOO['backbones'] if config in e['configs'])
-    is_classifier = config.startswith('classification/')
-    prefix = '' if is_classifier else 'backbone.'
-    backbone = {prefix + name: torch.empty(0) for name in entry['shapes']}
+def test_backbone_of_every_published_model(config):
+    shapes = next(e['shapes'] for e in ZOO['backbones'] if config in e['configs'])
+    prefix = '' if config.startswith('classification/') else 'backbone.'
+    backbone = {prefix + name: torch.empty(0) for name in shapes}
     rest = {name: torch.empty(0) for name in ZOO['other_keys'][config]}
-    converted = convert_published({**backbone, **rest})
-    # Detectors of mmdet 2 whose parts have the same names in mmdet 3 stay as they are.
-    renamed = [
-        name.replace('head.', 'head.fc.')
-        if name.startswith('head.')
-        else f'neck.{name}'
-        for name in rest
-    ]
-    others = renamed if is_classifier else list(rest)
-    assert list(converted) == [f'backbone.{name}' for name in entry['shapes']] + others
     part, left_out = backbone_state_dict({**rest, **backbone})
-    assert list(part) == list(entry['shapes'])
-    assert left_out == others
-
-
-@pytest.mark.parametrize('prefix', ['', 'backbone.'])
-def test_a_backbone_alone_stays(prefix):
-    content = {prefix + name: value for name, value in weights().items()}
-    assert list(convert_published(content)) == list(content)
-
-
-def test_unknown_parts_of_a_classifier_stay():
-    content = {**classification(weights())['model'], **others('ema.decay', 'fc.bias')}
-    assert list(convert_published(content))[-2:] == ['ema.decay', 'fc.bias']
-
-
-@pytest.mark.parametrize(
-    ('content', 'message'),
-    [
-        ({}, 'expected named tensors.* got nothing'),
-        ({'state_dict': {}}, 'got nothing'),
-        ({'epoch': 3, 'x': torch.empty(0)}, 'got epoch'),
-        ({'optimizer': {'state': {}}}, 'got optimizer'),
-        (
-            {
-                'levels.0.blocks.0.gamma1': torch.empty(0),
-                'levels.0.blocks.0.layer_scale1': torch.empty(0),
-            },
-            r'several tensors for levels\.0\.blocks\.0\.gamma1',
-        ),
-        (
-            {
-                'patch_embed.conv1.weight': torch.empty(0),
-                'head.weight': torch.empty(0),
-                'backbone.patch_embed.conv1.weight': torch.empty(0),
-            },
-            r'several tensors for backbone\.patch_embed\.conv1\.weight',
-        ),
-    ],
-)
-def test_convert_errors(content, message):
-    with pytest.raises(ValueError, match=message):
-        convert_published(content)
+    assert list(part) == list(shapes)
+    converted = convert_published({**rest, **backbone})
+    assert left_out == [n for n in converted if not n.startswith('backbone.')]
 
 
 @every_layout
