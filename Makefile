@@ -6,12 +6,15 @@ PYTHON ?= python3
 JOBS ?= 2
 # How often `make kills` kills.
 KILLS ?= 30
+# How many faults `make mutate` draws, and which.
+MUTANTS ?= 200
+SEED ?= 0
 
 RUN := .venv/bin
 CXX_SOURCES = $(shell find ops_dcnv3 tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build check format test test-gpu test-install kills bench demo clean
+.PHONY: help setup build check format test test-gpu test-install kills mutate bench demo clean
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
@@ -59,6 +62,9 @@ demo: setup ## Train, test and infer on generated data; TASK=, MODEL=, DATA=<fol
 	  $(if $(MODEL),--model '$(MODEL)') \
 	  $(if $(DATA),--data '$(DATA)') $(if $(CLASSES),--classes $(CLASSES)) \
 	  $(if $(ITERS),--iters '$(ITERS)') $(DEMO_ARGS)
+
+mutate: setup ## Put MUTANTS=200 small faults into copies of the code, which the tests have to catch; SEED=, PATHS=
+	@$(RUN)/python -m tests.mutation --mutants $(MUTANTS) --seed $(SEED) --jobs $(JOBS) $(PATHS)
 
 clean: ## Delete what was built or cached, but not .venv and results
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
