@@ -66,6 +66,11 @@ CASES = [
     Case('tiny_offsets', spread=0.01),
     Case('lopsided_kernel', settings=dict(kernel_size=(3, 5), padding=(1, 2))),
     Case('even_kernel', settings=dict(kernel_size=(2, 4), padding=(0, 3))),
+    # The centre between two taps is the lower one, which only a scale shows.
+    Case(
+        'even_kernel_scaled',
+        settings=dict(kernel_size=(2, 4), padding=(0, 3), offset_scale=1.5),
+    ),
     Case('stride', settings=dict(stride=(2, 1), padding=(1, 0))),
     Case(
         'everything',
