@@ -43,10 +43,12 @@ def nearest_tests(root: Path, file: str) -> list[str]:
     )
 
 
-def folder_of_tests(root: Path, file: str) -> str:
-    """Return the folder that mirrors the package of a module."""
-    package = {'ops_dcnv3': 'ops'}.get(file.split('/')[0], file.split('/')[0])
-    return f'tests/{package}' if (root / 'tests' / package).is_dir() else 'tests'
+def folders_of_tests(root: Path, file: str) -> list[str]:
+    """Return the folders with tests of a package: the layers' are in two."""
+    package = file.split('/')[0]
+    names = {'ops_dcnv3': ['ops', 'internimage']}.get(package, [package])
+    folders = [f'tests/{name}' for name in names]
+    return folders if (root / folders[0]).is_dir() else ['tests']
 
 
 def is_caught(copy: Path, mutant: Mutant, limit: float) -> bool:
@@ -54,7 +56,7 @@ def is_caught(copy: Path, mutant: Mutant, limit: float) -> bool:
     path = copy / mutant.file
     text = path.read_text()
     nearest = nearest_tests(copy, mutant.file)
-    others = [folder_of_tests(copy, mutant.file)]
+    others = folders_of_tests(copy, mutant.file)
     others += [f'--deselect={name}' for name in nearest]
     end = time.monotonic() + limit
     path.write_text(mutant.source)
