@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 from tests.install import document_code
 from tests.install.declared import ROOT, DeclaredFinder, closure
@@ -118,6 +120,8 @@ def test_what_the_package_holds(tmp_path):
 @pytest.mark.parametrize('name', DOCUMENTS)
 def test_document_code(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
+    # As in a fresh process: other tests leave the scope of a codebase.
+    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
     hub = torch.hub.get_dir()
     try:
         document_code.main([ROOT / name])

@@ -2,9 +2,7 @@
 """The quickstart's segmentation part: generator, config, own folders, table."""
 
 import importlib
-import os
 import shutil
-import subprocess
 import sys
 
 import cv2
@@ -14,7 +12,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from PIL import Image
 
-from tests.paths import QUICKSTART, ROOT
+from tests.paths import QUICKSTART
+from tests.tools.programs import run_program
 
 pytest.importorskip('mmseg')
 sys.path.insert(0, str(QUICKSTART))  # its files are programs, which Python runs by path
@@ -352,20 +351,12 @@ def test_classes_are_for_folders_of_segmentation(options, capsys):
 
 @pytest.mark.slow
 def test_demo_on_a_folder(cracks, tmp_path):
-    options = ['--task', 'segmentation', '--work-dir', tmp_path, '--iters', '2']
-    options += ['--data', cracks, '--classes', 'background', 'crack']
-    paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
-    done = subprocess.run(
-        [sys.executable, QUICKSTART / 'demo.py', *options],
-        cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ''
+    options = ['--task', 'segmentation', '--work-dir', str(tmp_path), '--iters', '2']
+    options += ['--data', str(cracks), '--classes', 'background', 'crack']
+    printed = run_program(QUICKSTART / 'demo.py', *options, cwd=tmp_path)
+    assert printed.errors == ''
     for text in ('2 classes', 'mIoU', 'background', 'crack', '2 predictions'):
-        assert text in done.stdout
+        assert text in printed.output
     assert cv2.imread(tmp_path / 'predictions.png').std() > 0
     config = Config.fromfile(tmp_path / 'upernet_internimage-nano_folder.py')
     assert config.model.decode_head.num_classes == 2

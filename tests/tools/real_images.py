@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train and test a config on a sample of real images, by mim.
+"""Train and test a config on a sample of real images.
 
 With the settings of the config, a small model and small images.
 """
@@ -10,11 +10,13 @@ from statistics import mean
 
 import pytest
 
+from tests.paths import CONFIGS
+from tests.tools.programs import run_tool
 from tests.tools.small_models import Options, as_arguments
-from tests.tools.test_train_test import ROOT, run
 
 NUM_ITERS = 10
 NUM_TESTED = 4
+NUM_AUGMENTED = 1  # in ten views and more, each with 150 scores per pixel
 EPOCH: Options = {
     'train_cfg.max_epochs': 1,
     'train_dataloader.dataset.indices': 2 * NUM_ITERS,  # two images at a time
@@ -47,14 +49,19 @@ def train_and_test(
     config: str, options: Options, folder: Path, tests: tuple[list[str], ...] = ([],)
 ) -> list[str]:
     """Train, check that the loss fell, test, and return what each test printed."""
-    path = str(ROOT / 'configs' / f'{config}.py')
-    settings = ['--cfg-options', *as_arguments({**options, **SHORT})]
-    log = run('train', path, '--work-dir', 'out', *settings, cwd=folder)
+    path = f'{CONFIGS}/{config}.py'
+    options = {**options, **SHORT}
+    settings = ['--cfg-options', *as_arguments(options)]
+    log = run_tool('train', path, '--work-dir', 'out', *settings, cwd=folder)
     losses = [float(loss) for loss in re.findall(r'\(train\) .* loss: (\S+)', log)]
     assert len(losses) == NUM_ITERS
     assert 0 < mean(losses[-3:]) < mean(losses[:3])
     checkpoint = (folder / 'out' / 'last_checkpoint').read_text()
-    arguments = ['--checkpoint', checkpoint, '--work-dir', 'tested']
-    return [
-        run('test', path, *arguments, *more, *settings, cwd=folder) for more in tests
-    ]
+    outputs = []
+    for more in tests:
+        if '--tta' in more:
+            options = {**options, 'test_dataloader.dataset.indices': NUM_AUGMENTED}
+        arguments = [path, checkpoint, '--work-dir', 'tested', *more]
+        settings = ['--cfg-options', *as_arguments(options)]
+        outputs.append(run_tool('test', *arguments, *settings, cwd=folder))
+    return outputs

@@ -37,6 +37,8 @@ RCNN: Options = {
     **DATA,
     'train_dataloader.dataset.pipeline.2.scale': (128, 96),
     'model.neck.in_channels': [16, 32, 64, 128],
+    'model.train_cfg.rpn_proposal.max_per_img': 50,
+    'model.test_cfg.rpn.max_per_img': 50,
     'model.test_cfg.rcnn.max_per_img': 5,
     'model.test_cfg.rcnn.score_thr': 0,  # an untrained model is sure of nothing
 }

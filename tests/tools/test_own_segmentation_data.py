@@ -14,16 +14,17 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from internimage.data import check_datasets
+from tests.paths import CONFIGS, ROOT
 from tests.tools.learning_rates import check_rise_and_fall, learning_rates
+from tests.tools.programs import run_tool
 from tests.tools.small_models import SIX_VIEWS, UPERNET, as_arguments
-from tests.tools.test_train_test import ROOT, run
 
 pytest.importorskip('mmseg')
 import mmcv
 import mmseg.datasets
 import mmseg.models  # noqa: F401
 
-README = ROOT / 'configs' / 'segmentation' / 'README.md'
+README = CONFIGS / 'segmentation' / 'README.md'
 NUM_IMAGES = 2
 SMALL = as_arguments(
     {
@@ -59,13 +60,11 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_config_trains_and_is_tested(folder: Path):
     options = ['--work-dir', 'out', '--cfg-options', *SMALL]
-    output = run('train', 'cracks.py', '--auto-scale-lr', *options, cwd=folder)
+    output = run_tool('train', 'cracks.py', '--auto-scale-lr', *options, cwd=folder)
     assert '| background |' in output
     assert '|   crack    |' in output
     options = ['--tta', *options]
-    output = run(
-        'test', 'cracks.py', '--checkpoint', 'out/iter_2.pth', *options, cwd=folder
-    )
+    output = run_tool('test', 'cracks.py', 'out/iter_2.pth', *options, cwd=folder)
     assert f'[{NUM_IMAGES}/{NUM_IMAGES}]' in output
     assert 'mIoU: ' in output
 

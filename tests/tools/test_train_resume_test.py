@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import CONFIGS
+from tests.tools.programs import run_tool
 from tests.tools.small_models import CASCADE_MASK_RCNN, LARGE_DINO, as_arguments
-from tests.tools.test_train_test import NUM_IMAGES, ROOT, run, write_coco
+from tests.tools.test_train_test import NUM_IMAGES, write_coco
 
 pytestmark = pytest.mark.slow
-CONFIGS = ROOT / 'configs' / 'detection'
 
 SMALL_CASCADE = as_arguments(CASCADE_MASK_RCNN)
 SMALL_DINO = as_arguments(LARGE_DINO)
@@ -21,20 +22,15 @@ SMALL_DINO = as_arguments(LARGE_DINO)
 def train(config: str, settings: list[str], length: list[str], folder: Path) -> str:
     resume = ['--resume'] if (folder / 'out').exists() else []
     options = ['--work-dir', 'out', *resume, '--cfg-options', *settings, *length]
-    return run('train', str(CONFIGS / config), *options, cwd=folder)
+    return run_tool('train', f'{CONFIGS}/detection/{config}', *options, cwd=folder)
 
 
 def evaluate(
     config: str, settings: list[str], checkpoint: str, folder: Path, *more: str
 ) -> str:
-    options = ['--checkpoint', checkpoint, '--work-dir', 'tested', *more]
-    return run(
-        'test',
-        str(CONFIGS / config),
-        *options,
-        *['--cfg-options', *settings],
-        cwd=folder,
-    )
+    options = ['--work-dir', 'tested', *more, '--cfg-options', *settings]
+    path = f'{CONFIGS}/detection/{config}'
+    return run_tool('test', path, checkpoint, *options, cwd=folder)
 
 
 def test_cascade(tmp_path: Path):

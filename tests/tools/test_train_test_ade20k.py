@@ -8,6 +8,7 @@ import pytest
 
 from tests.tools.real_images import (
     ITERATIONS,
+    NUM_AUGMENTED,
     NUM_TESTED,
     sample,
     train_and_test,
@@ -40,7 +41,8 @@ def test_segmentor(shared_data: Path, tmp_path: Path, config: str, small: Option
     (root / 'ADEChallengeData2016').symlink_to(sample(shared_data, 'ade20k'))
     options = {**small, **ITERATIONS}
     tests = ([], ['--tta'])
-    for output in train_and_test(f'segmentation/{config}', options, tmp_path, tests):
-        assert f'(test) [{NUM_TESTED}/{NUM_TESTED}]' in output
+    outputs = train_and_test(f'segmentation/{config}', options, tmp_path, tests)
+    for output, number in zip(outputs, (NUM_TESTED, NUM_AUGMENTED), strict=True):
+        assert f'(test) [{number}/{number}]' in output
         union = float(re.findall(r'mIoU: (\S+)', output)[-1])
         assert 0 <= union <= 100

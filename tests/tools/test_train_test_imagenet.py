@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mim train`` and ``mim test`` of a classifier on a sample of ImageNet."""
+"""A classifier trains and is tested on a sample of ImageNet, if it is here."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,11 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from tests.paths import CONFIGS
+from tests.tools.programs import run_tool
 from tests.tools.real_images import sample
-from tests.tools.test_train_test import ROOT, run
 
-CONFIG = ROOT / 'configs' / 'classification' / 'internimage-t_32xb128_in1k.py'
+CONFIG = CONFIGS / 'classification' / 'internimage-t_32xb128_in1k.py'
 
 # The published config, small enough for some iterations in seconds on a CPU.
 SMALL = [
@@ -63,7 +64,7 @@ def trained(
 ) -> tuple[Path, list[str]]:
     """Return a folder with two epochs of training in ``out``, and their accuracy."""
     folder = tmp_path_factory.mktemp('imagenet')
-    log = run('train', str(CONFIG), '--work-dir', 'out', *options, cwd=folder)
+    log = run_tool('train', str(CONFIG), '--work-dir', 'out', *options, cwd=folder)
     losses = [float(loss) for loss in re.findall(r' loss: (\S+)', log)]
     assert len(losses) == 2
     assert all(0 < loss < 10 for loss in losses)
@@ -90,8 +91,8 @@ def test_tool_tests_published_layout(
 ):
     folder, expected = trained
     checkpoint = to_published(folder / 'out' / 'epoch_2.pth')
-    arguments = ['--checkpoint', str(checkpoint), '--work-dir', 'tested']
-    log = run('test', str(CONFIG), *arguments, *options, cwd=folder)
+    arguments = [str(CONFIG), str(checkpoint), '--work-dir', 'tested']
+    log = run_tool('test', *arguments, *options, cwd=folder)
     assert accuracy(log) == expected
 
 

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.paths import CONFIGS
+from tests.tools.programs import run_tool
 from tests.tools.small_models import MASK2FORMER, UPERNET, Options, as_arguments
-from tests.tools.test_train_test import ROOT, run
 
 pytestmark = pytest.mark.slow
 pytest.importorskip('mmseg')
-CONFIGS = ROOT / 'configs' / 'segmentation'
 NUM_IMAGES = 2
 
 
@@ -54,7 +54,7 @@ def write_ade20k(folder: Path) -> None:
 )
 def test_train_resume_test(tmp_path: Path, config: str, small: Options, tests: tuple):
     write_ade20k(tmp_path / 'data' / 'ade' / 'ADEChallengeData2016')
-    path = str(CONFIGS / f'{config}.py')
+    path = f'{CONFIGS}/segmentation/{config}.py'
     options = as_arguments(small)
     for more in ([], ['--resume']):
         iterations = 4 if more else 2
@@ -66,15 +66,13 @@ def test_train_resume_test(tmp_path: Path, config: str, small: Options, tests: t
             'default_hooks.logger.interval=1',
         ]
         arguments = ['--work-dir', 'out', *more, '--cfg-options', *options, *length]
-        output = run('train', path, *arguments, cwd=tmp_path)
+        output = run_tool('train', path, *arguments, cwd=tmp_path)
     assert 'resumed epoch: 0, iter: 2' in output
     assert 'Iter(train) [3/4]' in output
     assert_only_wall_and_building(output)
     for more in tests:
         arguments = ['--work-dir', 'tested', *more, '--cfg-options', *options]
-        output = run(
-            'test', path, '--checkpoint', 'out/iter_4.pth', *arguments, cwd=tmp_path
-        )
+        output = run_tool('test', path, 'out/iter_4.pth', *arguments, cwd=tmp_path)
         assert f'Iter(test) [{NUM_IMAGES}/{NUM_IMAGES}]' in output
         assert_only_wall_and_building(output)
 
