@@ -83,6 +83,25 @@ def _to_channels_last_memory(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+#: Measured: 256 channels of 14 x 14 take 0.8 instead of 5 ms; of 50 x 76 they would
+#: take a fifth longer.
+_FEW_PIXELS = 2048
+
+
+def _has_few_pixels_on_cpu(x: Tensor) -> bool:
+    """Tell whether a convolution of ``(N, C, H, W)`` is faster channels first.
+
+    oneDNN lays the weights out anew at each call, and for channels last so slowly that
+    it shows where pixels are few. Compilers and traces have one way for all sizes.
+    """
+    return (
+        x.device.type == 'cpu'
+        and not torch.compiler.is_compiling()
+        and not is_traced()
+        and x.numel() <= _FEW_PIXELS * x.shape[1]
+    )
+
+
 class Downsample(nn.Module):
     """Halve the size of a map and double its channels.
 
@@ -104,9 +123,7 @@ class Downsample(nn.Module):
             check_channels_last('x', x, _size_of(self.conv, 'in_channels'))
         check_matches('x', x, 'conv', self.conv)
         x = x.permute(0, 3, 1, 2)
-        if x.device.type == 'cpu':
-            # oneDNN lays the weights out anew at each call, and for channels last
-            # several times slower.
+        if _has_few_pixels_on_cpu(x):
             return self.norm(_to_channels_last_memory(self.conv(x.contiguous())))
         return self.norm(self.conv(x))
 

@@ -474,8 +474,8 @@ def test_import_needs_mmengine_only():
 
 
 @pytest.mark.parametrize('norm_layer', ['LN', 'BN'])
-def test_downsampling_convolves_channels_first(norm_layer):
-    """On a CPU, where it is faster; what comes out is channels last again."""
+def test_downsampling_in_either_layout(monkeypatch, norm_layer):
+    """A CPU convolves few pixels channels first; what comes out is channels last."""
     torch.manual_seed(0)
     layer = layers.Downsample(12, norm_layer).eval()
     layouts = []
@@ -483,9 +483,13 @@ def test_downsampling_convolves_channels_first(norm_layer):
         lambda module, args: layouts.append(args[0].is_contiguous())
     )
     x = torch.randn(2, 9, 14, 12)
-    output = layer(x)
-    assert layouts == [True]
-    assert output.shape == (2, 5, 7, 24)
-    assert output.is_contiguous()
+    outputs = []
+    for few in (2 * 9 * 14, 2 * 9 * 14 - 1):
+        monkeypatch.setattr(layers, '_FEW_PIXELS', few)
+        outputs.append(layer(x))
+    assert layouts == [True, False]
     expected = layer.double()(x.double())
-    assert relative_error(output, expected) < FORWARD[torch.float32]
+    for output in outputs:
+        assert output.shape == (2, 5, 7, 24)
+        assert output.is_contiguous()
+        assert relative_error(output, expected) < FORWARD[torch.float32]
