@@ -201,6 +201,20 @@ SPEED = {
         8,
         'forward',
     ),
+    'InternImage-B, one image of 224 x 224': (
+        'cpu',
+        'backbone',
+        'InternImage-B 224x224',
+        1,
+        'forward',
+    ),
+    "A detector's InternImage-T, one image of 800 x 1216": (
+        'cpu',
+        'backbone',
+        'InternImage-T with layer scale 800x1216',
+        1,
+        'forward',
+    ),
     'Mask R-CNN T, a training step of 480 x 640': (
         'cpu',
         'detector',
