@@ -1,23 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our configs, and their models without memory."""
+"""Our configs, the index of their models, and the models without memory."""
 
+import re
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from tests.paths import ROOT
+from tests.paths import CONFIGS, ROOT
 
+# By the folder in configs/, or in projects/.
 CODEBASES = {
     'classification': 'mmpretrain',
     'detection': 'mmdet',
     'segmentation': 'mmseg',
+    'cityscapes': 'mmseg',
+    'coco_stuff10k': 'mmseg',
+    'inaturalist2018': 'mmpretrain',
+    'mapillary': 'mmseg',
+    'nyu_depth_v2': 'mmseg',
+    'pascal_context': 'mmseg',
 }
+
+METAFILES = [
+    *sorted(CONFIGS.glob('*/metafile.yml')),
+    *sorted(ROOT.glob('projects/*/metafile.yml')),
+]
+# The quickstart's configs are of no published model.
+LEAVES = [
+    path
+    for metafile in METAFILES
+    for path in sorted(metafile.parent.glob('*.py'))
+    + sorted(metafile.parent.glob('configs/*.py'))
+]
+
+
+@cache
+def index() -> dict[str, dict]:
+    """Return all models of the index by name; names must be unique."""
+    models = [
+        model
+        for path in METAFILES
+        for model in yaml.safe_load(path.read_text())['Models']
+    ]
+    by_name = {model['Name']: model for model in models}
+    assert len(by_name) == len(models)
+    return by_name
+
+
+def published_config(model: dict) -> str | None:
+    """Return the path of a model's published config, None if it has none."""
+    origin = model.get('Converted From')
+    return re.fullmatch(r'.*/blob/\w+/(.*)', origin['Code'])[1] if origin else None
+
+
+def codebase_of(path: Path) -> str:
+    """Return the package whose registries a config is for."""
+    folder = path.parent
+    return CODEBASES[folder.parent.name if folder.name == 'configs' else folder.name]
 
 
 @cache
@@ -31,7 +77,7 @@ def read_config(path: str | Path, import_custom_modules: bool = True) -> Config:
         import_custom_modules: As of ``Config.fromfile``.
     """
     path = ROOT / path
-    pytest.importorskip(CODEBASES[path.parent.name])
+    pytest.importorskip(codebase_of(path))
     return Config.fromfile(path, import_custom_modules=import_custom_modules)
 
 

@@ -109,7 +109,7 @@ def _look(
     try:
         dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
     except Exception as error:
-        report.fault(BUILDABLE, f'{type(error).__name__}: {error}')
+        report.fault(BUILDABLE, _why_not_built(config, error))
         return report
     looker = _find_looker(dataset)
     if looker is None:
@@ -132,6 +132,18 @@ def _look(
                 len(absent), absent[:3]
             )
     return report
+
+
+def _why_not_built(config: Mapping[str, Any], error: Exception) -> str:
+    """Return what a data set says, and which of its folders is not there.
+
+    Some assert that theirs is, in no words.
+    """
+    root, prefix = config.get('data_root') or '', config.get('data_prefix') or {}
+    folders = [os.path.join(root, f) for f in prefix.values() if isinstance(f, str)]
+    absent = [f for f in folders if not is_remote(f) and not os.path.isdir(f)]
+    told = [str(error), *(f'no folder {folder}' for folder in absent)]
+    return f'{type(error).__name__}: {"; ".join(filter(None, told))}'
 
 
 def _find_looker(dataset: Any) -> Any:

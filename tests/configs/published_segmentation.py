@@ -75,11 +75,13 @@ def modern_test_pipelines(steps: list[dict]) -> tuple[list[dict], list[dict] | N
     Annotations are read for the metric, after the image is resized: they are not.
     """
     load, augment = steps
-    resize, to_multiple, flip, *_ = augment['transforms']
-    assert (augment['type'], flip['type']) == ('MultiScaleFlipAug', 'RandomFlip')
+    assert augment['type'] == 'MultiScaleFlipAug'
+    names = [step['type'] for step in augment['transforms']]
+    resize, *to_multiple = augment['transforms'][: names.index('RandomFlip')]
+    assert [step['type'] for step in to_multiple] in ([], ['ResizeToMultiple'])
     last = [{'type': 'LoadAnnotations'}, {'type': 'PackSegInputs'}]
     width, height = augment['img_scale']
-    plain = [load, modern_resize(resize, [width, height]), to_multiple, *last]
+    plain = [load, modern_resize(resize, [width, height]), *to_multiple, *last]
     if not augment['flip']:
         assert 'img_ratios' not in augment
         return plain, None
@@ -91,23 +93,38 @@ def modern_test_pipelines(steps: list[dict]) -> tuple[list[dict], list[dict] | N
         {'type': 'RandomFlip', 'prob': prob, 'direction': 'horizontal'}
         for prob in (0.0, 1.0)
     ]
-    views = [sizes, [to_multiple], flips, *([step] for step in last)]
+    views = [sizes, *([step] for step in to_multiple), flips]
+    views += [[step] for step in last]
     return plain, [load, {'type': 'TestTimeAug', 'transforms': views}]
 
 
 def modern_dataset(dataset: dict, is_reduced: bool, pipeline: list[dict]) -> dict:
     """Spell a data set as mmseg 1 does."""
-    return {
+    folders = dataset['img_dir'], dataset['ann_dir']
+    if isinstance(folders[0], list):
+        parts = [
+            {**dataset, 'img_dir': images, 'ann_dir': labels}
+            for images, labels in zip(*folders, strict=True)
+        ]
+        datasets = [modern_dataset(part, is_reduced, pipeline) for part in parts]
+        return {'type': 'ConcatDataset', 'datasets': datasets}
+    modern = {
         'type': dataset['type'],
         'data_root': dataset['data_root'],
-        'data_prefix': {
-            'img_path': dataset['img_dir'],
-            'seg_map_path': dataset['ann_dir'],
-        },
+        'data_prefix': dict(zip(('img_path', 'seg_map_path'), folders, strict=True)),
         # Said of the loading of labels in mmseg 0.
         'reduce_zero_label': is_reduced,
         'pipeline': pipeline,
     }
+    if 'split' in dataset:
+        modern['ann_file'] = dataset['split']
+    # A step on the labels there, a data set here.
+    to_streets = {'type': 'MapillaryHack'}
+    if dataset['type'] == 'MapillaryDataset':
+        assert pipeline[2] == to_streets
+        modern['type'] = 'MapillaryStreets'
+        modern['pipeline'] = [step for step in pipeline if step != to_streets]
+    return modern
 
 
 def modern_data(data: dict) -> dict:

@@ -111,28 +111,25 @@ SIX_VIEWS = views(6)
 _WIDTH = 32
 _ATTENTION = {'embed_dims': _WIDTH, 'num_heads': 2}
 _FFN = {'embed_dims': _WIDTH, 'feedforward_channels': 2 * _WIDTH}
-MASK2FORMER: Options = {
-    **SEGMENTOR,
-    **views(5),
-    **{
-        f'model.decode_head.{name}': value
-        for name, value in {
-            'feat_channels': _WIDTH,
-            'out_channels': _WIDTH,
-            'num_queries': 10,
-            'positional_encoding.num_feats': _WIDTH // 2,
-            'pixel_decoder.positional_encoding.num_feats': _WIDTH // 2,
-            'pixel_decoder.encoder.num_layers': 1,
-            'pixel_decoder.encoder.layer_cfg.self_attn_cfg': _ATTENTION,
-            'pixel_decoder.encoder.layer_cfg.ffn_cfg': _FFN,
-            'transformer_decoder.num_layers': 2,
-            'transformer_decoder.layer_cfg.self_attn_cfg': _ATTENTION,
-            'transformer_decoder.layer_cfg.cross_attn_cfg': _ATTENTION,
-            'transformer_decoder.layer_cfg.ffn_cfg': _FFN,
-            'train_cfg.num_points': 256,
-        }.items()
-    },
+MASK2FORMER_HEAD: Options = {
+    f'model.decode_head.{name}': value
+    for name, value in {
+        'feat_channels': _WIDTH,
+        'out_channels': _WIDTH,
+        'num_queries': 10,
+        'positional_encoding.num_feats': _WIDTH // 2,
+        'pixel_decoder.positional_encoding.num_feats': _WIDTH // 2,
+        'pixel_decoder.encoder.num_layers': 1,
+        'pixel_decoder.encoder.layer_cfg.self_attn_cfg': _ATTENTION,
+        'pixel_decoder.encoder.layer_cfg.ffn_cfg': _FFN,
+        'transformer_decoder.num_layers': 2,
+        'transformer_decoder.layer_cfg.self_attn_cfg': _ATTENTION,
+        'transformer_decoder.layer_cfg.cross_attn_cfg': _ATTENTION,
+        'transformer_decoder.layer_cfg.ffn_cfg': _FFN,
+        'train_cfg.num_points': 256,
+    }.items()
 }
+MASK2FORMER: Options = {**SEGMENTOR, **views(5), **MASK2FORMER_HEAD}
 
 
 def as_arguments(options: Options) -> list[str]:

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expected: 85.16 mIoU on Cityscapes val, 85.67 with test-time augmentation (published).
+mim train internimage <path of this file> -G 8 -l pytorch
+"""  # noqa: E501
+
+_base_ = [
+    '../../../configs/_base_/internimage_l.py',
+    './_base_/segformer_160k_mapillary-to-cityscapes-512x1024.py',
+]
+# The programs that mim runs are elsewhere: this is how they find the data set's class.
+__import__('sys').path.append('{{ fileDirname }}/..')
+custom_imports = dict(imports=['refined_labels'])
+model = dict(
+    backbone=dict(_base_.backbone, init_cfg=None, layer_scale=1.0, drop_path_rate=0.4),
+    decode_head=dict(in_channels=_base_.channels),
+)
+load_from = 'https://huggingface.co/OpenGVLab/InternImage/resolve/main/segformer_internimage_l_512x1024_80k_mapillary.pth'
