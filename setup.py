@@ -48,7 +48,9 @@ class BuildPyWithMim(build_py):
         for package in ('_internimage', 'internimage'):
             target = Path(self.build_lib) / package / '.mim'
             # The projects are those that model-index.yml names.
-            for name in ('configs', 'tools', 'projects/inaturalist2018'):
+            metafiles = ROOT.glob('projects/*/metafile.yml')
+            projects = [path.parent.relative_to(ROOT) for path in metafiles]
+            for name in ('configs', 'tools', *projects):
                 shutil.copytree(
                     ROOT / name,
                     target / name,

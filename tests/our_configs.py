@@ -36,8 +36,10 @@ METAFILES = [
 LEAVES = [
     path
     for metafile in METAFILES
-    for path in sorted(metafile.parent.glob('*.py'))
-    + sorted(metafile.parent.glob('configs/*.py'))
+    for path in sorted(
+        (metafile.parent if CONFIGS in metafile.parents else metafile.parent / 'configs')
+        .glob('*.py')
+    )
 ]
 
 

@@ -117,9 +117,13 @@ def test_files_in_backticks_exist(path: Path):
 
 @every_document
 def test_configs_of_mim_are_in_the_index(path: Path):
+    values = {}
     for line in commands(path):
+        if match := re.fullmatch(r'([A-Z]+)=(\S+)', line):
+            values[match[1]] = match[2]
         if not re.match(r'mim \w+ internimage ', line):
             continue
+        line = re.sub(r'\$([A-Z]+)', lambda match: values[match[1]], line)
         words = shlex.split(line, comments=True)
         for option, word in zip(['', *words], words, strict=False):
             name = f'{word}.py' if option == '--config' else word
@@ -166,11 +170,11 @@ def test_table_of_published_files_is_the_index():
     for name, url, title, config, results in row.findall(text):
         assert (name, title) == (Path(url).name, Path(config).name)
         assert url not in rows
-        rows[url] = config, {float(n) for n in re.findall(r'\d+\.\d', results)}
+        rows[url] = config, {float(n) for n in re.findall(r'\d+\.\d+', results)}
     expected = {}
     for model in MODELS:
         if 'Weights' in model:
-            metrics = [result['Metrics'].values() for result in model['Results']]
+            metrics = [result['Metrics'].values() for result in model.get('Results', [])]
             figures = {float(value) for values in metrics for value in values}
             _, before = expected.get(model['Weights'], (None, set()))
             expected[model['Weights']] = model['Config'], before | figures

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.registry import DefaultScope
 
 from tests.install import document_code
@@ -109,8 +110,13 @@ def test_what_the_package_holds(tmp_path):
         assert {'train.py', 'test.py', 'get_flops.py', '_cli.py'} < files(mim / 'tools')
         assert 'bootstrap.py' not in files(mim / 'tools')
         index = (mim / 'model-index.yml').read_text()
-        for metafile in re.findall(r'\S+\.yml', index):
-            assert (mim / metafile).is_file(), metafile
+        metafiles = re.findall(r'\S+\.yml', index)
+        for metafile in metafiles:
+            for model in yaml.safe_load((mim / metafile).read_text())['Models']:
+                assert (mim / model['Config']).is_file(), model['Name']
+        assert {path.parent.name for path in mim.glob('projects/*/*')} == {
+            Path(name).parent.name for name in metafiles if name.startswith('projects/')
+        }
     for package in OURS:
         modules = files(built / package)
         assert {n for n in modules if not n.startswith('.mim')} == files(ROOT / package)
