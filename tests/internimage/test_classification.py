@@ -226,6 +226,11 @@ def test_arguments_out_of_range(neck, message):
         MODELS.build(neck)
 
 
+def test_one_channel_and_one_head():
+    neck = dict(ATTENTION_POOL, embed_dims=1, num_heads=1)
+    assert MODELS.build(neck).dcnv3_head_x3.out_channels == 1
+
+
 def test_maps_of_wrong_size():
     model = small(ATTENTION_POOL)
     with pytest.raises(ValueError, match=r'\[\(5, 4\), \(3, 2\)\].*multiples of 32'):

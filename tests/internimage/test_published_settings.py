@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configs that were written for the published code, or on mmseg's base configs."""
 
+from dataclasses import fields
+
 import pytest
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DefaultScope
 
 from internimage import CBInternImage, InternImage
+from internimage.architecture import Architecture
 from tests.golden import read_json
 from tests.our_configs import build_on_meta
 
@@ -75,3 +78,26 @@ def test_settings_of_another_backbone_come_with_the_remedy():
     settings = dict(backbone, type='InternImage')
     with pytest.raises(ValueError, match=r"unknown .*'num_stages'.*_delete_=True"):
         build_on_meta(settings)
+
+
+def test_what_a_dict_leaves_out_is_as_in_the_published_constructor():
+    """Source: OpenGVLab/InternImage@31c962d, intern_image.py, InternImage.__init__."""
+    published = dict(
+        channels=64,
+        depths=(3, 4, 18, 5),
+        groups=(3, 6, 12, 24),
+        mlp_ratio=4.0,
+        norm_layer='LN',
+        act_layer='GELU',
+        layer_scale=None,
+        offset_scale=1.0,
+        post_norm=False,
+        dw_kernel_size=None,
+        res_post_norm=False,
+        level2_post_norm=False,
+        level2_post_norm_block_ids=None,
+        center_feature_scale=False,
+        remove_center=False,
+    )
+    ours = {field.name: field.default for field in fields(Architecture)}
+    assert ours == {'core_op': 'DCNv3', **published}

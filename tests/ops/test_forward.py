@@ -137,8 +137,12 @@ def test_borders(function, device):
             offset[..., axis] = target - position[axis]
             output = function(input, offset, mask, **settings)
             assert output[0, 0, 0, 0].item() == expected
-        offset[..., axis] = size
-        assert function(input, offset, mask, **settings)[0, 0, 0, 0].item() == 0
+        for target in (-1, size):
+            offset[..., axis] = target
+            # So far outside that not even a mask of NaN is read.
+            for value in (1.0, float('nan')):
+                output = function(input, offset, mask * value, **settings)
+                assert output[0, 0, 0, 0].item() == 0
         offset[..., axis] = size - 0.25
         assert function(input, offset, mask, **settings)[0, 0, 0, 0].item() == 0.25
 

@@ -328,6 +328,11 @@ for function, tensors in ((dcnv3, actual), (dcnv3_reference, exact)):
     function(*tensors, **case.kwargs).square().sum().backward()
 for one, other in zip(actual, exact):
     assert relative_error(one.grad, other.grad) < BACKWARD[torch.float64]
+called = [x.detach().requires_grad_() for x in actual]
+settings = ((3, 3), (1, 1), (1, 1), (1, 1), case.groups, 1.0, False)
+torch.ops.ops_dcnv3.dcnv3_forward(*called, *settings).square().sum().backward()
+for one, other in zip(called, exact):
+    assert relative_error(one.grad, other.grad) < BACKWARD[torch.float64]
 layer, x = DCNv3(8, groups=2), torch.randn(2, 5, 7, 8)
 output = layer(x)
 output.square().sum().backward()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ops_dcnv3
-from ops_dcnv3 import build_info
+from ops_dcnv3 import build_info, library
 from tests.paths import ROOT
 
 PACKAGE = Path(ops_dcnv3.__file__).parent
@@ -55,8 +55,15 @@ def test_build_info():
     assert all(arch.startswith('sm_') for arch in info['cuda_archs'])
 
 
+def test_build_info_asks_for_each_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(library, 'has_kernels_for', asked.append)
+    assert not build_info()['compiled']
+    assert asked == ['cpu', 'cuda']
+
+
 @pytest.fixture(params=['_cpu', '_cuda'])
-def library(request):
+def compiled_library(request):
     """Return the path of what was compiled: for the CPU always, for CUDA perhaps."""
     found = list(PACKAGE.glob(f'{request.param}*.so'))
     if request.param == '_cuda' and not found:
@@ -65,10 +72,10 @@ def library(request):
     return found[0]
 
 
-def test_stable_abi(library):
+def test_stable_abi(compiled_library):
     """No C++ name of PyTorch is needed: one build serves many versions."""
     symbols = subprocess.run(
-        ['nm', '-DC', '--undefined-only', library],
+        ['nm', '-DC', '--undefined-only', compiled_library],
         capture_output=True,
         text=True,
         check=True,
@@ -79,9 +86,9 @@ def test_stable_abi(library):
     assert not any('Py' in s.split()[-1] for s in symbols.splitlines())
 
 
-def test_no_paths_of_the_machine_that_built_it(library):
+def test_no_paths_of_the_machine_that_built_it(compiled_library):
     """Messages of checks would show them."""
-    names = re.findall(rb'[!-~]*/(?:csrc|include)/[!-~]*', library.read_bytes())
+    names = re.findall(rb'[!-~]*/(?:csrc|include)/[!-~]*', compiled_library.read_bytes())
     assert not [name for name in names if name.startswith(b'/')]
 
 

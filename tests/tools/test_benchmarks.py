@@ -91,6 +91,23 @@ def errors_of(result):
 TINY = ['--image', '32', '40', '--batch', '2', '--copy-mib', '1']
 
 
+def test_two_runs_make_a_quick_figure(load):
+    calls = []
+    timing = load('timing')
+    (found,) = timing.time_together(
+        {'a call': lambda: calls.append(1)}, torch.device('cpu'), timing.QUICK
+    ).values()
+    assert found.runs == 2
+    assert len(calls) < 10  # with those that warm up
+
+
+@pytest.mark.parametrize('has_cuda', [False, True])
+def test_a_gpu_is_taken_where_there_is_one(load, monkeypatch, has_cuda):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_cuda)
+    device = load('record').make_parser('').parse_args([]).device
+    assert device == ('cuda' if has_cuda else 'cpu')
+
+
 def test_operator(run):
     growth = ['--growth', '--growth-sizes', '48', '--growth-batches']
     result = run('bench_operator', '--shapes', 't2', 'l1', *TINY, *growth)

@@ -274,3 +274,25 @@ def test_an_unreachable_index_ends_with_one_sentence(tree, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert error.strip().startswith('The package index cannot be reached')
     assert error.strip().count('\n') == 0
+
+
+def test_programs_get_an_environment_of_texts_alone(tree, monkeypatch):
+    """pip neither asks nor looks for a newer pip, and nobody's PYTHONPATH is heeded."""
+    monkeypatch.setenv('PYTHONPATH', 'elsewhere')
+    env = bootstrap.Setup().env
+    assert all(isinstance(value, str) for value in env.values())
+    assert (env['PIP_DISABLE_PIP_VERSION_CHECK'], env['PIP_NO_INPUT']) == ('1', '1')
+    assert (env['PIP_USER'], env['PYTHONUNBUFFERED']) == ('0', '1')
+    assert env['PATH'].split(os.pathsep)[0] == str(bootstrap.VENV / 'bin')
+    assert 'PYTHONPATH' not in env
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(bootstrap.time, 'monotonic', lambda: clock[0])
+    console = bootstrap.Console()
+    for seconds in (9, 2, 9, 2):
+        clock[0] += seconds
+        console.show(f'after {clock[0]:.0f}')
+    printed = capsys.readouterr().out.split()
+    assert printed == ['after', '111', 'after', '122']

@@ -9,7 +9,7 @@ _base_ = [
 ]
 # The programs that mim runs are elsewhere: this is how they find the data set's class.
 __import__('sys').path.append('{{ fileDirname }}/..')
-custom_imports = dict(imports=['refined_labels'])
+custom_imports = dict(imports=['internimage', 'refined_labels'])
 model = dict(
     backbone=dict(_base_.backbone, init_cfg=None, layer_scale=1.0, drop_path_rate=0.4),
     decode_head=dict(in_channels=_base_.channels),

@@ -29,6 +29,16 @@ def test_named_models(tmp_path, monkeypatch):
     assert loaded['state_dict'].keys() == {'x'}
 
 
+def test_weights_go_where_they_are_wanted(tmp_path, monkeypatch):
+    path = tmp_path / 'a.pth'
+    torch.save({'x': torch.ones(2)}, path)
+    monkeypatch.setattr(loaders, 'download', lambda url: path)
+    monkeypatch.setattr(loaders, 'get_torchvision_models', lambda: {'a': 'https://a'})
+    for name in ('https://x/a.pth', 'torchvision://a', str(path)):
+        loaded = CheckpointLoader.load_checkpoint(name, map_location='meta')
+        assert loaded['x'].device.type == 'meta'
+
+
 def test_petrel(tmp_path, monkeypatch):
     torch.save({'x': torch.ones(2)}, tmp_path / 'a.pth')
 

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
 from internimage.data import DataError, check_datasets
+from internimage.data.coco import read_checked
 
 Change = Callable[[Any], Any]
 
@@ -52,6 +53,10 @@ FAULTS = {
     ),
     'a box outside': (box(bbox=[70, 5, 9, 9]), f'outside of the image.*{FIRST}'),
     'a place below 0': (box(bbox=[-20, 5, 9, 9]), f'outside of the image.*{FIRST}'),
+    'left of the image': (box(bbox=[-9, 5, 9, 9]), f'outside of the image.*{FIRST}'),
+    'right of it': (box(bbox=[60, 5, 9, 9]), f'outside of the image.*{FIRST}'),
+    'above it': (box(bbox=[5, -9, 9, 9]), f'outside of the image.*{FIRST}'),
+    'below it': (box(bbox=[5, 40, 9, 9]), f'outside of the image.*{FIRST}'),
     'area 0': (change_all('annotations', area=0), 'area 0 or less .* 8 of 8'),
     'one area 0': (box(area=0), f'area 0 or less .* 1 of 8.*{FIRST}.* width times'),
     'area NaN': (box(area=float('nan')), f'a finite number of pixels.*{FIRST}'),
@@ -88,6 +93,10 @@ FAULTS = {
     ),
     'no list': (lambda content: content.pop('images'), 'no list of images in'),
     'no objects': (lambda content: content['annotations'].clear(), 'none in 0 images'),
+    'a name twice': (
+        change_all('categories', name='person'),
+        "each category name once, got 'person' again, with id 4",
+    ),
     'a misspelt class': (
         change_first('categories', name='persn'),
         "no 'person' among its 2 categories .*; did you mean 'persn'",
@@ -192,6 +201,14 @@ def test_a_file_that_is_not_coco_is_refused(coco_folder, content, message):
     assert str(path) in str(caught.value)
 
 
+def test_a_file_to_be_copied_is_checked_wholly(coco_folder):
+    path = coco_folder.root / 'train.json'
+    assert read_checked(path, needs_crowd=True) == coco_folder.content(4)
+    coco_folder.edit(drop('images', 'file_name'))
+    with pytest.raises(DataError, match='a file_name for each image'):
+        read_checked(path, needs_crowd=True)
+
+
 def test_an_image_that_cannot_be_opened_is_named(coco_folder):
     (coco_folder.root / 'train' / '2.png').write_text('<html>')
     with pytest.raises(DataError, match=r'train/2.png, which cannot be opened'):
@@ -240,6 +257,18 @@ def test_a_few_slips_are_left_out_and_named(coco_folder):
         dataset = DATASETS.build(config.train_dataloader.dataset)
     instances = [i for record in dataset for i in record['instances']]
     assert sum(not instance['ignore_flag'] for instance in instances) == 36
+
+
+@pytest.mark.parametrize('place', [(-8, 5), (59, 5), (5, -8), (5, 39)])
+def test_a_box_with_a_pixel_in_its_image_is_learned(coco_folder, place):
+    coco_folder.edit(box(bbox=[*place, 9, 9]))
+    config = coco_folder.config()
+    train, _ = check_datasets(config)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+    num_learned = sum(len(record['instances']) for record in dataset)
+    assert sum(train.counts.values()) == num_learned == 8
+    assert 'left out' not in str(train)
 
 
 def test_what_is_tolerated_can_be_set(coco_folder):
