@@ -17,7 +17,6 @@ from ops_dcnv3 import (
     checkpointed,
     dcnv3_branch,
     has_fast_linear_layers,
-    is_exact_gelu,
     mlp_branch,
     with_kept_products,
 )
@@ -117,7 +116,7 @@ class Block(Fusible):
         """
         if self.post_norm:
             return None, norm
-        return norm, res_post_norm if self.layer_scale is None else None
+        return norm, (res_post_norm if self.layer_scale is None else None)
 
     def objection_to(self, x: Tensor) -> str:
         """Tell what settings, or the input, have against fused inference."""
@@ -125,8 +124,7 @@ class Block(Fusible):
             return 'PyTorch has faster linear layers for this CPU'
         if self.drop_path.is_active:
             return 'drop_path drops branches in training mode'
-        if not is_exact_gelu(self.mlp.act):
-            return "the MLP is not of act_layer 'GELU'"
+        # The MLP has the activation that the layer has.
         return self.dcn.objection_to(x)
 
 

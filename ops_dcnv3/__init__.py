@@ -28,7 +28,7 @@ from .fused import (
 )
 from .library import build_info
 from .linear import linear
-from .module import DCNv3, is_exact_gelu
+from .module import DCNv3
 from .recompute import checkpointed, recomputed, with_kept_products
 from .reference import dcnv3_reference
 from .torch_internals import is_traced, is_transformed
@@ -51,7 +51,6 @@ __all__ = [
     'dcnv3_reference',
     'dcnv3_softmax',
     'has_fast_linear_layers',
-    'is_exact_gelu',
     'is_traced',
     'is_transformed',
     'linear',

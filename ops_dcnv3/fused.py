@@ -2,8 +2,9 @@
 """Fused inference: where it takes place, why it does not, and its operators.
 
 A fused module computes what its plain lines say, to float32's precision, in one
-compiled operator each for a DCNv3 layer and an MLP (on a CPU) or for DCNv3's depthwise
-branch (on CUDA). This is the only place that decides about it.
+compiled operator each for a DCNv3 layer and an MLP (on a CPU with AVX2) or for DCNv3's
+depthwise branch (on CUDA and other CPUs). Here is the chain of reasons that decides; a
+module adds those of its own settings.
 """
 
 import functools
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from . import library
 from .as_built import AsBuilt
-from .autocast import autocast_dtype
 from .torch_internals import find_observer, parameters_of, run_below_autograd
 
 if TYPE_CHECKING:
@@ -113,17 +113,6 @@ def why_not_fused(model: nn.Module, x: Tensor) -> dict[str, str]:
             if reason := module.why_not_fused(x.new_empty(1, 1, 1, module.channels)):
                 reasons[name] = reason
     return reasons
-
-
-def objection_of_cpu(x: Tensor, channels: int) -> str:
-    """Tell what the operators for inference on a CPU have against an input."""
-    if x.dtype != torch.float32 or autocast_dtype('cpu'):
-        return (
-            f'they are for float32, and the CPU runs {autocast_dtype("cpu") or x.dtype}'
-        )
-    if x.dim() != 4 or x.shape[3] != channels:
-        return f'they are for (N, H, W, {channels}), and the input is {tuple(x.shape)}'
-    return ''
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from .fused import (
     dcnv3_branch,
     depthwise_branch,
     has_fast_linear_layers,
-    objection_of_cpu,
 )
 from .geometry import Geometry, IntOrPair, make_geometry, to_pair
 from .linear import linear, linear_to_float32
@@ -167,10 +166,10 @@ class DCNv3(Fusible):
             check_channels_last('x', x, self.channels)
         check_matches('x', x, 'input_proj', self.input_proj)
         is_fused = self.runs_fused(x)
-        if is_fused and self.has_operator_for(x):
+        if is_fused and x.device.type == 'cpu' and has_fast_linear_layers():
             return dcnv3_branch(x, self)
         if is_fused:
-            # Otherwise it is cast twice, for the projection and for the branch.
+            # Here, as autocast does not see the fused branch.
             x = x.to(dtype_under_autocast(x))
         projected = linear(self.input_proj, x)
         predict = partial(self._predict, is_fused=is_fused)
@@ -218,23 +217,29 @@ class DCNv3(Fusible):
             scale.unsqueeze(-1),
         ).flatten(-2)
 
-    def has_operator_for(self, x: Tensor) -> bool:
-        """Tell whether one operator runs the whole layer, if it is fused for ``x``."""
-        return x.device.type == 'cpu' and has_fast_linear_layers()
-
     def objection_to(self, x: Tensor) -> str:
         """Tell what settings, or the input, have against fused inference.
 
-        On CUDA the depthwise branch is what is fused.
+        On a CPU with fast linear layers the whole layer is one operator; elsewhere the
+        depthwise branch is.
         """
         layers: Any = self.dw_conv
         conv, norm, act = layers
-        if not isinstance(norm[-1], nn.LayerNorm) or not is_exact_gelu(act):
+        is_gelu = type(act) is nn.GELU and act.approximate == 'none'
+        if not isinstance(norm[-1], nn.LayerNorm) or not is_gelu:
             return "the depthwise branch is not of norm_layer 'LN' and act_layer 'GELU'"
         if self.geometry.stride != (1, 1) or not self.geometry.is_centered:
             return 'the output has another size than the input, or another place'
+        if x.dim() != 4 or x.shape[3] != self.channels:
+            return f'the input is {tuple(x.shape)}, not (N, H, W, {self.channels})'
+        dtype, own = dtype_under_autocast(x), conv.weight.dtype
+        is_half = dtype in (torch.float16, torch.bfloat16)
+        if own != dtype and not (is_half and own == torch.float32):
+            return f'the weights are {own}, and the layer runs in {dtype}'
         if x.device.type == 'cpu':
-            return objection_of_cpu(x, self.channels)
+            if dtype == torch.float32:
+                return ''
+            return f'operators for the CPU are for float32, and the layer is in {dtype}'
         if conv.kernel_size not in _FUSED_KERNELS or (
             self.channels % _FUSED_VECTOR or self.channels > _MAX_FUSED_CHANNELS
         ):
@@ -243,16 +248,7 @@ class DCNv3(Fusible):
                 f'multiple of {_FUSED_VECTOR} channels up to {_MAX_FUSED_CHANNELS}, '
                 f'not {conv.kernel_size} and {self.channels}'
             )
-        dtype, own = dtype_under_autocast(x), conv.weight.dtype
-        is_half = dtype in (torch.float16, torch.bfloat16)
-        if own == dtype or (is_half and own == torch.float32):
-            return ''
-        return f'the weights are {own}, and the layer runs in {dtype}'
-
-
-def is_exact_gelu(act: nn.Module) -> bool:
-    """Tell whether an activation is GELU, and not its approximation by tanh."""
-    return type(act) is nn.GELU and act.approximate == 'none'
+        return ''
 
 
 def _branch_padding(geometry: Geometry, dw_kernel: tuple[int, int]) -> tuple[int, int]:

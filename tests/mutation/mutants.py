@@ -13,7 +13,10 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation.mutators import mutation_operators
 
 #: Calls that tell people something: their texts have no test.
-TELLING = {'ArgumentParser', 'add_argument', 'info', 'print', 'say', 'warn', 'warning'}
+TELLING = {
+    *('ArgumentParser', 'add_argument', 'info', 'make_parser', 'print', 'say'),
+    *('warn', 'warning'),
+}
 
 
 class Mutant(NamedTuple):
@@ -47,6 +50,11 @@ class Places(libcst.CSTVisitor):
         if isinstance(node, libcst.Annotation | libcst.Raise | libcst.BaseString):
             return False
         if isinstance(node, libcst.Call) and name_of(node.func) in TELLING:
+            return False
+        # A check of zip's, that never fails in code that works.
+        if isinstance(node, libcst.Arg) and node.keyword and (
+            name_of(node.keyword) == 'strict'
+        ):
             return False
         is_export = isinstance(node, libcst.Assign) and '__all__' in {
             name_of(target.target) for target in node.targets

@@ -22,6 +22,7 @@ import ops_dcnv3
 from internimage import InternImage
 from internimage.blocks import Block
 from ops_dcnv3 import DCNv3, has_fast_linear_layers, use_fused, why_not_fused
+from ops_dcnv3.fused import depthwise_branch
 from tests.ops.branch import make_layer
 from tests.tolerances import FORWARD, relative_error
 
@@ -237,10 +238,11 @@ def test_reasons_of_a_changed_layer(name):
         (make_layer(act_layer='SiLU'), X, "act_layer 'GELU'"),
         (make_layer(stride=(1, 2)), X, 'another size'),
         (make_layer(padding=0, dw_kernel_size=3), X, 'another size'),
-        (make_layer().double(), X.double(), 'float32, and the CPU runs torch.float64'),
+        (make_layer().double(), X.double(), 'and the layer is in torch.float64'),
+        (make_layer().double(), X, 'the weights are torch.float64, and the layer runs'),
         (make_layer(), X.as_subclass(Double), 'a Double, not a plain Tensor'),
         (make_layer(), X.to('meta'), 'there are no operators for meta'),
-        (make_layer(), X[0], r'(N, H, W, 24), and the input is (5, 7, 24)'),
+        (make_layer(), X[0], 'the input is (5, 7, 24), not (N, H, W, 24)'),
         (Sub(24, groups=3), X, 'Sub is a subclass'),
     ],
 )
@@ -288,8 +290,16 @@ def test_reasons_of_a_block():
         block = make_block(drop_path_rate=0.5, drop_path_type='uniform').train()
         assert 'drop_path drops branches' in why_not_fused(block, X)['']
         assert why_not_fused(block.eval(), X) == {}
+        assert 'the weights are torch.float64' in why_not_fused(block.double(), X)['']
         block = make_block(act_layer='SiLU')
         assert "act_layer 'GELU'" in why_not_fused(block, X)['']
+
+
+def test_branch_of_a_layer_infers_its_shape():
+    layer = make_layer().to('meta')
+    with torch.no_grad():
+        branch = depthwise_branch(torch.empty(2, 5, 7, 24, device='meta'), layer.dw_conv)
+    assert branch.shape == (2, 5, 7, 24)
 
 
 #: Of ``torch_internals``: where a name of PyTorch is, and its last part.
