@@ -20,6 +20,7 @@ from torch import nn
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
 from tests.configs.comparison import find_differences, with_defaults
+from tests.configs.published_layer_decay import our_groups, published_groups
 from tests.configs.published_segmentation import modern_recipe
 from tests.golden import read_json
 from tests.our_configs import build_on_meta, index, published_config, read_config
@@ -194,6 +195,18 @@ def test_parameters_are_the_published_ones(published: str, ours: str):
     for entry in MODELS_BY_NAME.values():
         if entry['Config'] == ours:
             assert entry['Metadata']['Parameters'] == count
+
+
+@every_pair
+def test_groups_of_parameters_are_the_published_ones(published: str, ours: str):
+    """As for the rate by depth, and for the decay of weights."""
+    rule = RECIPES[published]['optimizer']['paramwise_cfg']
+    expected = published_groups(ZOO[published]['keys'], rule, is_segmentor=True)
+    config = read_config(ours)
+    groups = our_groups(config, build_on_meta(config.model, 'mmseg'))
+    assert len(groups) > 700
+    for name, group in groups.items():
+        assert group == pytest.approx(expected[name]), name
 
 
 @pytest.mark.parametrize('name', MODELS_BY_NAME)
