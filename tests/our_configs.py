@@ -22,10 +22,13 @@ CODEBASES = {
     'segmentation': 'mmseg',
     'cityscapes': 'mmseg',
     'coco_stuff10k': 'mmseg',
+    'crowd_human': 'mmdet',
     'inaturalist2018': 'mmpretrain',
     'mapillary': 'mmseg',
     'nyu_depth_v2': 'mmseg',
+    'openimages': 'mmdet',
     'pascal_context': 'mmseg',
+    'voc': 'mmdet',
 }
 
 METAFILES = [

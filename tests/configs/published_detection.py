@@ -6,6 +6,8 @@ OpenGVLab/InternImage@31c962d. An assertion says of a setting that it has one va
 all published recipes, which the translation relies on.
 """
 
+from typing import Any
+
 from tests.configs.comparison import with_defaults
 
 
@@ -50,7 +52,7 @@ def modern_train_pipeline(steps: list[dict]) -> list[dict]:
         elif step['type'] == 'Collect':
             modern.append({'type': 'PackDetInputs'})
         elif step['type'] not in ('Normalize', 'Pad', 'DefaultFormatBundle'):
-            modern.append(renamed(step, flip_ratio='prob'))
+            modern.append(without(renamed(step, flip_ratio='prob'), 'denorm_bbox'))
     return modern
 
 
@@ -65,38 +67,111 @@ def modern_test_pipeline(steps: list[dict], labels: dict) -> list[dict]:
     return [load, resize, labels, {'type': 'PackDetInputs'}]
 
 
-def modern_dataset(dataset: dict, pipeline: list[dict]) -> dict:
+# Data set -> where mmdet 3 has it, as the published recipes have it.
+ROOTS = {
+    'CocoDataset': 'data/coco/',
+    'CrowdHumanDataset': 'data/CrowdHuman/',
+    'OpenImagesDataset': 'data/OpenImages/',
+    'VOCDataset': 'data/VOCdevkit/',
+}
+FILES = ('ann_file', 'label_file', 'hierarchy_file', 'meta_file')
+FILES += ('image_level_ann_file',)
+
+
+def modern_dataset(dataset: dict, pipeline: list[dict], **more: Any) -> dict:
     """Spell a data set as mmdet 3 does."""
-    root = 'data/coco/'
+    kind, root = dataset['type'], ROOTS[dataset['type']]
+
+    def below_root(path: str) -> str:
+        return path.removeprefix('./').removeprefix(root)
+
+    folder = {'VOCDataset': 'sub_data_root'}.get(kind, 'img')
+    files = {name: below_root(dataset[name]) for name in FILES if name in dataset}
     return {
-        'type': dataset['type'],
+        'type': kind,
         'data_root': root,
-        'ann_file': dataset['ann_file'].removeprefix(root),
-        'data_prefix': {'img': dataset['img_prefix'].removeprefix(root)},
+        **files,
+        'data_prefix': {folder: below_root(dataset['img_prefix'])},
         'pipeline': pipeline,
+        **more,
     }
+
+
+def modern_train_set(train: dict) -> dict:
+    """Spell the data set of a training as mmdet 3 does.
+
+    mmdet 2 gave what wraps a data set no pipeline: one that is stated there is lost.
+    """
+    if train['type'] == 'RepeatDataset':
+        wrapped = modern_train_set(train['dataset'])
+        return {'type': 'RepeatDataset', 'times': train['times'], 'dataset': wrapped}
+    if isinstance(train['ann_file'], list):
+        parts = zip(train['ann_file'], train['img_prefix'], strict=True)
+        datasets = [
+            modern_train_set({**train, 'ann_file': file, 'img_prefix': images})
+            for file, images in parts
+        ]
+        # mmdet 3 has the year in what is to be the same.
+        keys = ['dataset_type']
+        return {'type': 'ConcatDataset', 'datasets': datasets, 'ignore_keys': keys}
+    # mmdet 2 had that for a default, and the size in its code.
+    is_filtered = train.get('filter_empty_gt', True)
+    filter_cfg = {'filter_empty_gt': is_filtered, 'min_size': 32}
+    steps = modern_train_pipeline(train['pipeline'])
+    return modern_dataset(train, steps, filter_cfg=filter_cfg)
+
+
+def innermost(dataset: dict) -> dict:
+    """Return the data set that wrappers are around."""
+    return innermost(dataset['dataset']) if 'dataset' in dataset else dataset
 
 
 def modern_data(data: dict, is_by_epoch: bool) -> dict:
     """Spell the data settings as mmdet 3 does."""
     train, test = data['train'], data['test']
-    labels = step_of(train['pipeline'], 'LoadAnnotations')
-    train_set = modern_dataset(train, modern_train_pipeline(train['pipeline']))
-    # mmdet 2 had that for a default, and the size in its code.
-    is_filtered = train.get('filter_empty_gt', True)
-    train_set['filter_cfg'] = {'filter_empty_gt': is_filtered, 'min_size': 32}
+    labels = step_of(innermost(train)['pipeline'], 'LoadAnnotations')
+    # mmdet 3's data set does what `denorm_bbox` asked for.
+    labels = without(labels, 'denorm_bbox')
     test_set = modern_dataset(test, modern_test_pipeline(test['pipeline'], labels))
-    sampler = 'DefaultSampler' if is_by_epoch else 'InfiniteSampler'
+    sampler = {'type': 'DefaultSampler' if is_by_epoch else 'InfiniteSampler'}
+    sampler['shuffle'] = True
+    if 'train_dataloader' in data:
+        by_class = data['train_dataloader']['class_aware_sampler']
+        sampler = {'type': 'ClassAwareSampler', **by_class}
     return {
         'train_dataloader': {
             'batch_size': data['samples_per_gpu'],
             'num_workers': data['workers_per_gpu'],
+            'sampler': sampler,
             # mmdet 2 did that by itself: upright and lying images in other batches.
-            'sampler': {'type': sampler, 'shuffle': True},
             'batch_sampler': {'type': 'AspectRatioBatchSampler'},
-            'dataset': train_set,
+            'dataset': modern_train_set(train),
         },
         'test_dataloader': {'dataset': test_set},
+    }
+
+
+def modern_metric(evaluation: dict, test: dict) -> dict:
+    """Spell how a data set is measured as mmdet 3 does."""
+    kind = test['type']
+    if kind == 'CrowdHumanDataset':
+        # The published number is the data set's own AP; the code measured COCO's.
+        return {'type': 'CrowdHumanMetric', 'metric': ['AP', 'MR', 'JI']}
+    if kind == 'VOCDataset':
+        # mmdet 2 took eleven points for 2007, the area for all other years.
+        mode = '11points' if 'VOC2007' in test['img_prefix'] else 'area'
+        return {'type': 'VOCMetric', 'eval_mode': mode}
+    if kind == 'OpenImagesDataset':
+        # These were defaults of mmdet 2's data set, and of its evaluation.
+        return {
+            'type': 'OpenImagesMetric',
+            **{'iou_thrs': 0.5, 'ioa_thrs': 0.5},
+            **{'use_group_of': True, 'get_supercategory': True},
+        }
+    return {
+        'type': 'CocoMetric',
+        'metric': evaluation['metric'],
+        'classwise': evaluation['classwise'],
     }
 
 
@@ -272,13 +347,9 @@ def modern_recipe(recipe: dict) -> dict:
     else:
         loop |= {'type': 'IterBasedTrainLoop', 'max_iters': runner['max_iters']}
         checkpoint['by_epoch'] = False
-    metrics = {
-        'type': 'CocoMetric',
-        'metric': evaluation['metric'],
-        'classwise': evaluation['classwise'],
-    }
+    metrics = modern_metric(evaluation, data['test'])
     return {
-        'model': modern_model(recipe['model'], data['train']['pipeline']),
+        'model': modern_model(recipe['model'], innermost(data['train'])['pipeline']),
         'optim_wrapper': modern_optim_wrapper(recipe),
         'param_scheduler': modern_schedule(
             recipe['lr_config'], runner.get('max_epochs')

@@ -68,7 +68,15 @@ def published_groups(
         for name, weight in weights.items()
     }
     converted = convert_published(weights)
-    return {name: groups[id(weight)] for name, weight in converted.items()}
+    joined = [name for name, weight in converted.items() if id(weight) not in groups]
+    # Of DINO-G, whose feed-forward layers are published in pieces.
+    assert all('.ffn.' in name for name in joined)
+    in_pieces = {name: (1.0, converted[name].dim() > 1) for name in joined}
+    return in_pieces | {
+        name: groups[id(weight)]
+        for name, weight in converted.items()
+        if name not in in_pieces
+    }
 
 
 def our_groups(config: Config, model: nn.Module) -> dict[str, Group]:

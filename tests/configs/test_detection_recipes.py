@@ -12,22 +12,25 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from mmengine.config import Config
 
 from internimage.backbone import InternImage
 from internimage.checkpoint import convert_published
 from tests.configs.comparison import find_differences, with_defaults
 from tests.configs.published_detection import modern_recipe
+from tests.configs.published_layer_decay import our_groups, published_groups
 from tests.golden import read_json
-from tests.our_configs import build_on_meta, read_config
-from tests.paths import DATA, ROOT
+from tests.our_configs import build_on_meta, index, published_config, read_config
+from tests.paths import DATA
 
 FOLDER = 'configs/detection'
 RECIPES = json.loads((DATA / 'recipes.json').read_text())
 ZOO = read_json('zoo.json.gz')
-METAFILE = yaml.safe_load((ROOT / FOLDER / 'metafile.yml').read_text())
-MODELS_BY_NAME = {model['Name']: model for model in METAFILE['Models']}
+MODELS_BY_NAME = {
+    name: model
+    for name, model in index().items()
+    if (published_config(model) or model['Config'][8:]).startswith('detection/')
+}
 
 # Setting -> (published value, our value), with the reason.
 INTENDED = {
@@ -41,6 +44,52 @@ INTENDED = {
     # Nothing in the published code reads it.
     'model.train_cfg.snip_cfg.type': ('v3', None),
     'model.train_cfg.snip_cfg.weight': (0.1, None),
+}
+# The same of single projects.
+INTENDED_BY_PROJECT = {
+    'crowd_human': {
+        'default_hooks.checkpoint.save_best': ('auto', 'crowd_human/mAP'),
+        # The same file, where all others are.
+        'model.backbone.init_cfg.checkpoint': (
+            'https://github.com/OpenGVLab/InternImage/releases/download/cls_model/'
+            'internimage_xl_22k_192to384.pth',
+            'https://huggingface.co/OpenGVLab/InternImage/resolve/main/'
+            'internimage_xl_22k_192to384.pth',
+        ),
+        # Of masks, which there are none of.
+        **{f'model.train_cfg.rcnn.{i}.mask_size': (28, None) for i in range(3)},
+        'model.test_cfg.rcnn.mask_thr_binary': (0.5, None),
+        # mmdet 3 reads the official files; the published code converted them.
+        **{
+            f'{split}_dataloader.dataset.{name}': values
+            for split, kind in (('train', 'train'), ('test', 'val'))
+            for name, values in {
+                'ann_file': (
+                    f'annotations/annotation_{kind}.json',
+                    f'annotation_{kind}.odgt',
+                ),
+                'data_prefix.img': ('Images', 'Images/'),
+            }.items()
+        },
+    },
+    'openimages': {
+        'default_hooks.checkpoint.save_best': ('auto', 'openimages/mAP'),
+        # mmdet 3 has them there.
+        'train_dataloader.dataset.data_prefix.img': ('train/', 'OpenImages/train/'),
+        'test_dataloader.dataset.data_prefix.img': (
+            'validation/',
+            'OpenImages/validation/',
+        ),
+        # mmdet 3 reads sizes there; mmdet 2 opened each image.
+        'train_dataloader.dataset.meta_file': (
+            None,
+            'annotations/train-image-metas.pkl',
+        ),
+        # The data set lists no image without a box, and mmdet 3's cannot be told to.
+        'train_dataloader.dataset.filter_cfg.filter_empty_gt': (True, None),
+        'train_dataloader.dataset.filter_cfg.min_size': (32, None),
+    },
+    'voc': {'default_hooks.checkpoint.save_best': ('auto', 'pascal_voc/mAP')},
 }
 
 # Config that starts from Objects365 where the published one starts from nothing, and
@@ -72,11 +121,11 @@ NOT_IN_MMDET_2 = re.compile(
 
 
 def published_configs() -> dict[str, str]:
-    """Return our config -> its published config, from the metafile."""
+    """Return our config -> its published config, from the metafiles."""
     return {
-        model['Config']: re.fullmatch(r'.*/blob/\w+/(.*)', origin['Code'])[1]
+        model['Config']: published
         for model in MODELS_BY_NAME.values()
-        if (origin := model.get('Converted From'))
+        if (published := published_config(model))
     }
 
 
@@ -118,12 +167,26 @@ def test_settings_are_the_published_ones(ours: str, published: str):
     found = differences(ours, published)
     if Path(ours).stem in STARTS_FROM:
         assert found.pop('load_from')[0] is None
-    assert found == {name: INTENDED[name] for name in INTENDED if name in found}
+    intended = {**INTENDED, **INTENDED_BY_PROJECT.get(project_of(ours), {})}
+    assert found == {name: intended[name] for name in intended if name in found}
+
+
+def project_of(ours: str) -> str:
+    return Path(ours).parts[1]
 
 
 def test_every_intended_difference_exists():
-    found = [name for pair in PAIRS.items() for name in differences(*pair)]
-    assert set(found) == {*INTENDED, 'load_from'}
+    for project in ('detection', *INTENDED_BY_PROJECT):
+        found = {
+            name
+            for pair in PAIRS.items()
+            if project_of(pair[0]) == project
+            for name in differences(*pair)
+        }
+        if project == 'detection':
+            assert found == {*INTENDED, 'load_from'}
+        else:
+            assert found >= INTENDED_BY_PROJECT[project].keys()
 
 
 @pytest.mark.parametrize(('name', 'first_name'), STARTS_FROM.items())
@@ -161,7 +224,8 @@ def test_objects365_is_that_of_mmdet(name: str):
 
 @pytest.mark.parametrize('name', MODELS_BY_NAME)
 def test_metafile_counts_the_parameters(name: str):
-    model = build_on_meta(read_leaf(name).model, 'mmdet')
+    config = read_config(MODELS_BY_NAME[name]['Config'])
+    model = build_on_meta(config.model, 'mmdet')
     count = sum(p.numel() for p in model.parameters())
     assert MODELS_BY_NAME[name]['Metadata']['Parameters'] == count
 
@@ -178,6 +242,21 @@ def test_parameters_are_the_published_ones(ours: str, published: str):
     assert sum(p.numel() for p in model.parameters()) == ZOO[published]['params']
 
 
+@pytest.mark.parametrize(
+    'ours', [ours for ours in PAIRS if 'small-backbone-lr' not in ours]
+)
+def test_groups_of_parameters_are_the_published_ones(ours: str):
+    """As for the rate by depth, and for the decay of weights."""
+    published = PAIRS[ours]
+    rule = RECIPES[published]['optimizer']['paramwise_cfg']
+    expected = published_groups(ZOO[published]['keys'], rule, is_segmentor=False)
+    config = read_config(ours)
+    groups = our_groups(config, build_on_meta(config.model, 'mmdet'))
+    assert len(groups) > 600
+    for name, group in groups.items():
+        assert group == pytest.approx(expected[name]), name
+
+
 def num_gpus(name: str) -> int:
     """Return how many GPUs a recipe is made for."""
     if match := re.search(r'_(\d+)xb\d+-', name):
@@ -188,7 +267,7 @@ def num_gpus(name: str) -> int:
 
 @pytest.mark.parametrize('name', MODELS_BY_NAME)
 def test_learning_rate_is_for_the_published_batch(name: str):
-    config = read_leaf(name)
+    config = read_config(MODELS_BY_NAME[name]['Config'])
     batch_size = num_gpus(name) * config.train_dataloader.batch_size
     assert config.auto_scale_lr == {'enable': False, 'base_batch_size': batch_size}
     metadata = MODELS_BY_NAME[name]['Metadata']
