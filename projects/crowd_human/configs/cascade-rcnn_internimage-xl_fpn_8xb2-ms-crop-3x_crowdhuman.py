@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Expected: 97.2 AP on CrowdHuman val (published); no weights are.
+"""No result is published for this config; 97.2 AP on CrowdHuman for InternImage.
 mim train internimage <path of this file> -G 8 -l pytorch
 """
 
