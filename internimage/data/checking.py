@@ -26,6 +26,7 @@ _TURNING_BACKENDS = ('cv2', 'pillow')
 _TURNING_COLOR_TYPES = ('color', 'grayscale')
 
 BUILDABLE = Rule('a data set that can be built')
+THERE = Rule('the files and folders of the data set')
 MEASURED_FILE = Rule(
     'an evaluator that measures with the annotation file of its data set',
     'set ann_file of the evaluator too',
@@ -113,6 +114,8 @@ def _look(
         return report
     looker = _find_looker(dataset)
     if looker is None:
+        for path in _absent(config):
+            report.fault(THERE, f'no {path}')
         report.summary.append(
             f'not looked at: nothing here knows how {type(dataset).__name__} reads'
         )
@@ -134,15 +137,21 @@ def _look(
     return report
 
 
+def _absent(config: Mapping[str, Any]) -> list[str]:
+    """Return the files and folders that a data set names and that are not there."""
+    named = list((config.get('data_prefix') or {}).values())
+    named += [value for name, value in config.items() if name.endswith('_file')]
+    root = config.get('data_root') or ''
+    paths = [os.path.join(root, name) for name in named if name and isinstance(name, str)]
+    return [path for path in paths if not is_remote(path) and not os.path.exists(path)]
+
+
 def _why_not_built(config: Mapping[str, Any], error: Exception) -> str:
-    """Return what a data set says, and which of its folders is not there.
+    """Return what a data set says, and which of its files is not there.
 
     Some assert that theirs is, in no words.
     """
-    root, prefix = config.get('data_root') or '', config.get('data_prefix') or {}
-    folders = [os.path.join(root, f) for f in prefix.values() if isinstance(f, str)]
-    absent = [f for f in folders if not is_remote(f) and not os.path.isdir(f)]
-    told = [str(error), *(f'no folder {folder}' for folder in absent)]
+    told = [str(error), *(f'no {path}' for path in _absent(config))]
     return f'{type(error).__name__}: {"; ".join(filter(None, told))}'
 
 

@@ -83,7 +83,9 @@ def _server() -> Any:
 
 def _serve() -> None:
     """Carry out orders, one a line, and answer each with its exit code."""
-    with open(os.devnull, 'w') as void, redirect_stdout(void), redirect_stderr(void):
+    # Stays open, as mmengine's progress bar writes to the stream of its import.
+    void = open(os.devnull, 'w')  # noqa: SIM115
+    with redirect_stdout(void), redirect_stderr(void):
         for name in PRELOADED:
             with suppress(ImportError):
                 import_module(name)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The projects of detection: their data sets, and training and testing on them.
+
+On generated data in the official formats, with the settings of the configs and small
+models; and on single records of the real data sets.
+"""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.registry import DATASETS, DefaultScope
+
+from internimage.data import DataError, check_datasets
+from tests.our_configs import read_config
+from tests.paths import ROOT
+from tests.tools.programs import run_tool
+from tests.tools.small_models import BACKBONE, LARGE_DINO, LOADERS, Options, as_arguments
+
+pytest.importorskip('mmdet')
+
+HEIGHT, WIDTH = 48, 64
+BOX = (10, 8, 40, 30)  # of what is in each image: x, y, width, height
+NUM_TRAINED, NUM_TESTED = 3, 2
+
+
+def write_images(pattern: str, number: int) -> None:
+    """Write dark images with something bright; ``pattern`` has ``{}`` for a number."""
+    Path(pattern).parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    x, y, w, h = BOX
+    for index in range(number):
+        image = rng.integers(0, 99, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        image[y : y + h, x : x + w] = 255
+        cv2.imwrite(pattern.format(index), image)
+
+
+def write_crowd_human(data: Path) -> None:
+    """Write a person, and a mask, which is to be ignored."""
+    root = data / 'CrowdHuman'
+    write_images(f'{root}/Images/273271,1a{{}}.jpg', NUM_TRAINED)
+    box = {'fbox': BOX, 'hbox': BOX, 'vbox': BOX, 'head_attr': {}}
+    boxes = [{**box, 'tag': 'person', 'extra': {'box_id': 0, 'occ': 0}}]
+    boxes += [{**box, 'tag': 'mask', 'extra': {'ignore': 1}}]
+    for split, number in (('train', NUM_TRAINED), ('val', NUM_TESTED)):
+        records = [{'ID': f'273271,1a{i}', 'gtboxes': boxes} for i in range(number)]
+        lines = ''.join(f'{json.dumps(record)}\n' for record in records)
+        (root / f'annotation_{split}.odgt').write_text(lines)
+
+
+VOC_RECORD = """<annotation><filename>{name}.jpg</filename>
+<size><width>{width}</width><height>{height}</height><depth>3</depth></size>
+<object><name>{kind}</name><difficult>0</difficult><bndbox>
+<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>
+</bndbox></object></annotation>"""
+
+
+def write_voc(data: Path) -> None:
+    """Write a TV set in each image of both years."""
+    x, y, w, h = BOX
+    for year, splits in (
+        ('VOC2007', ('trainval', 'test')),
+        ('VOC2012', ('trainval',)),
+        ('VOC2012test', ('test',)),
+    ):
+        root = data / 'VOCdevkit' / year
+        write_images(f'{root}/JPEGImages/00000{{}}.jpg', NUM_TRAINED)
+        for folder in ('Annotations', 'ImageSets/Main'):
+            (root / folder).mkdir(parents=True)
+        for split in splits:
+            number = NUM_TESTED if split == 'test' else NUM_TRAINED
+            names = [f'00000{i}' for i in range(number)]
+            (root / f'ImageSets/Main/{split}.txt').write_text('\n'.join(names) + '\n')
+            for name in names:
+                record = VOC_RECORD.format(
+                    **dict(name=name, width=WIDTH, height=HEIGHT, kind='tvmonitor'),
+                    **dict(xmin=x + 1, ymin=y + 1, xmax=x + w + 1, ymax=y + h + 1),
+                )
+                (root / f'Annotations/{name}.xml').write_text(record)
+
+
+def write_openimages(data: Path) -> None:
+    """Write 601 classes, of which one is the parent of another, and one box each."""
+    root = data / 'OpenImages'
+    annotations = root / 'annotations'
+    annotations.mkdir(parents=True)
+    labels = [f'/m/{number:03}' for number in range(601)]
+    descriptions = ''.join(f'{label},Class {label[3:]}\n' for label in labels)
+    (annotations / 'class-descriptions-boxable.csv').write_text(descriptions)
+    leaves = [{'LabelName': label} for label in labels[2:]]
+    parent = {'LabelName': labels[0], 'Subcategory': [{'LabelName': labels[1]}]}
+    hierarchy = {'LabelName': '/m/0bl9f', 'Subcategory': [parent, *leaves]}
+    path = annotations / 'bbox_labels_600_hierarchy.json'
+    path.write_text(json.dumps(hierarchy))
+    x, y, w, h = BOX
+    place = f'{x / WIDTH},{(x + w) / WIDTH},{y / HEIGHT},{(y + h) / HEIGHT}'
+    for split, number in (('train', NUM_TRAINED), ('validation', NUM_TESTED)):
+        write_images(f'{root}/OpenImages/{split}/0{{}}.jpg', number)
+        rows = ['ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,']
+        rows[0] += 'IsTruncated,IsGroupOf,IsDepiction,IsInside'
+        rows += [f'0{i},xclick,/m/001,1,{place},0,0,0,0,0' for i in range(number)]
+        prefix = 'oidv6-' if split == 'train' else ''
+        path = annotations / f'{prefix}{split}-annotations-bbox.csv'
+        path.write_text('\n'.join(rows) + '\n')
+        metas = [
+            {
+                'filename': f'OpenImages/{split}/0{i}.jpg',
+                'ori_shape': (HEIGHT, WIDTH, 3),
+            }
+            for i in range(number)
+        ]
+        (annotations / f'{split}-image-metas.pkl').write_bytes(pickle.dumps(metas))
+    rows = ['ImageID,Source,LabelName,Confidence']
+    rows += [f'0{i},verification,/m/001,1' for i in range(NUM_TESTED)]
+    path = annotations / 'validation-annotations-human-imagelabels-boxable.csv'
+    path.write_text('\n'.join(rows) + '\n')
+
+
+SCALES: Options = {
+    f'{split}_dataloader.dataset.pipeline.1.scale': (128, 96) for split in ('val', 'test')
+}
+CASCADE: Options = {
+    **BACKBONE,
+    **LOADERS,
+    **SCALES,
+    'model.neck.in_channels': [16, 32, 64, 128],
+    'model.train_cfg.rpn_proposal.max_per_img': 50,
+    'model.test_cfg.rpn.max_per_img': 50,
+    'model.test_cfg.rcnn.max_per_img': 5,
+    'model.test_cfg.rcnn.score_thr': 0,
+    **{
+        f'model.{name}': value
+        for stage in range(3)
+        for name, value in {
+            f'roi_head.bbox_head.{stage}.fc_out_channels': 32,
+            f'train_cfg.rcnn.{stage}.sampler.num': 16,
+        }.items()
+    },
+    'train_cfg.max_epochs': 1,
+    'default_hooks.checkpoint.interval': 1,
+    'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': [(96, 128)],
+    'train_dataloader.dataset.pipeline.3.transforms.1.0.scales': [(96, 128)],
+    'train_dataloader.dataset.pipeline.3.transforms.1.1.crop_size': (48, 64),
+    'train_dataloader.dataset.pipeline.3.transforms.1.2.scales': [(96, 128)],
+}
+ITERATIONS: Options = {
+    'train_cfg.max_iters': 2,
+    'train_cfg.val_interval': 2,
+    'default_hooks.checkpoint.interval': 2,
+}
+DINO: Options = {
+    **{name: value for name, value in LARGE_DINO.items() if 'pipeline.3' not in name},
+    **ITERATIONS,
+}
+RESIZED = 'train_dataloader.dataset.dataset.datasets.{}.pipeline.2.scale'
+
+
+class Project(NamedTuple):
+    """A config of a project, what makes it small, its data, and what it measures."""
+
+    config: str
+    options: Options
+    write_data: Callable[[Path], None]
+    label: str
+    metrics: tuple[str, ...]
+
+
+VOC = 'voc/configs/dino-4scale_cb-internimage-h_16xb1-20k_o365-to-voc'
+SMALL_VOC: Options = {**DINO, **{RESIZED.format(i): (128, 96) for i in range(2)}}
+PROJECTS = {
+    'crowd_human': Project(
+        'crowd_human/configs/cascade-rcnn_internimage-xl_fpn_8xb2-ms-crop-3x_crowdhuman',
+        CASCADE,
+        write_crowd_human,
+        'person',
+        ('crowd_human/mAP', 'crowd_human/mMR', 'crowd_human/JI'),
+    ),
+    'voc07': Project(
+        f'{VOC}07', SMALL_VOC, write_voc, 'tvmonitor', ('pascal_voc/mAP',)
+    ),
+    'voc12': Project(
+        f'{VOC}12', SMALL_VOC, write_voc, 'tvmonitor', ('pascal_voc/mAP',)
+    ),
+    'openimages': Project(
+        'openimages/configs/dino-4scale_cb-internimage-h_16xb1-100k_o365-to-openimages',
+        {
+            **DINO,
+            'train_dataloader.dataset.pipeline.3.scale': [(128, 96), (160, 96)],
+        },
+        write_openimages,
+        'Class 001',
+        ('openimages/mAP',),
+    ),
+}
+every_project = pytest.mark.parametrize('name', PROJECTS)
+
+
+def path_of(project: Project) -> str:
+    return f'projects/{project.config}.py'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', [name for name in PROJECTS if name != 'voc12'])
+def test_train_and_test(name: str, tmp_path: Path):
+    project = PROJECTS[name]
+    project.write_data(tmp_path / 'data')
+    config = str(ROOT / path_of(project))
+    options = ['--cfg-options', *as_arguments(project.options)]
+    logged = [*options, 'default_hooks.logger.interval=1']
+    output = run_tool('train', config, '--work-dir', 'out', *logged, cwd=tmp_path)
+    assert '[2/2]' in output
+    checkpoint = (tmp_path / 'out' / 'last_checkpoint').read_text()
+    arguments = ['--work-dir', 'tested', *options]
+    output = run_tool('test', config, checkpoint, *arguments, cwd=tmp_path)
+    assert f'(test) [{NUM_TESTED}/{NUM_TESTED}]' in output
+    for metric in project.metrics:
+        assert f'{metric}: ' in output
+
+
+def build(config: Any, split: str) -> Any:
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return DATASETS.build(config[f'{split}_dataloader'].dataset)
+
+
+@every_project
+def test_records_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    project = PROJECTS[name]
+    project.write_data(tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    config = read_config(path_of(project))
+    repeats = 6 if 'voc' in name else 1  # three times two years
+    for split, number in (('train', NUM_TRAINED * repeats), ('val', NUM_TESTED)):
+        dataset = build(config, split)
+        assert len(dataset) == number
+        classes = dataset.metainfo['classes']
+        head = config.model.get('bbox_head') or config.model.roi_head.bbox_head[0]
+        assert len(classes) == head.num_classes
+        for index in range(number):
+            record = dataset.get_data_info(index)
+            assert Path(record['img_path']).is_file()
+            instance, *ignored = record['instances']
+            assert classes[instance['bbox_label']] == project.label
+            x, y, w, h = BOX
+            assert instance['bbox'] == pytest.approx([x, y, x + w, y + h])
+            assert all(other['ignore_flag'] for other in ignored)
+
+
+@every_project
+def test_data_that_are_not_there_are_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = read_config(path_of(PROJECTS[name]))
+    with pytest.raises(DataError, match='expected .*, got .* data/[A-Z]'):
+        check_datasets(config)
