@@ -4,15 +4,18 @@
 No test looks at how long anything took.
 """
 
+import argparse
 import importlib
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import ops_dcnv3
+from ops_dcnv3 import DCNv3
 from tests.paths import TOOLS
 
 FOLDER = TOOLS / 'benchmarks'
@@ -305,6 +308,37 @@ def test_module(run):
     errors = errors_of(result)
     assert errors.keys() == {'internimage', 'PyTorch reference'}
     assert max(map(max, errors.values())) < 1e-5
+
+
+def test_module_in_half_precision(run):
+    arguments = ['--image', '32', '40', '--batch', '1', '--dtype', 'bfloat16']
+    result = run('bench_module', '--shapes', 't4', *arguments)
+    errors = errors_of(result)
+    assert 1e-4 < min(map(min, errors.values()))
+    assert max(map(max, errors.values())) < 3e-2
+
+
+def test_published_layer_has_our_settings_and_weights(load, monkeypatch):
+    bench = load('bench_module')
+    asked = {}
+
+    def published_layer(**settings):
+        asked.update(settings)
+        return DCNv3(32, groups=2, dw_kernel_size=5, center_feature_scale=True)
+
+    monkeypatch.setattr(bench.published, 'load_layer', lambda *_: published_layer)
+    args = argparse.Namespace(published=Path('there'))
+    benchmark = argparse.Namespace(args=args, device='cpu', dtype=torch.float64)
+    ours = DCNv3(
+        32, groups=2, dw_kernel_size=5, offset_scale=2.0, center_feature_scale=True
+    )
+    layer = bench.make_published(benchmark, ours)
+    assert asked == dict(
+        channels=32, group=2, offset_scale=2.0, dw_kernel_size=5,
+        center_feature_scale=True,
+    )
+    weight = layer.input_proj.weight
+    assert torch.equal(weight, ours.input_proj.weight.double())
 
 
 def test_backbone(run):

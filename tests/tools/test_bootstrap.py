@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The set-up says in one sentence what is wrong, and does nothing twice."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -296,3 +297,89 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
         console.show(f'after {clock[0]:.0f}')
     printed = capsys.readouterr().out.split()
     assert printed == ['after', '111', 'after', '122']
+
+
+class Commands:
+    """In place of ``bootstrap.run``: what would run, and what it would print."""
+
+    def __init__(self, failures: int, gpu: bool = False, nvcc: str = '') -> None:
+        self.commands: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
+        self.failures = failures
+        self.gpu = gpu
+        self.nvcc = nvcc
+
+    def __call__(self, command, env, log, show=None):
+        assert isinstance(log, Path)
+        self.commands.append(command)
+        self.environments.append(dict(env))
+        if command[-1] == '--version':
+            return ['nvcc', 'Cuda compilation tools, release ' + self.nvcc + ',']
+        if 'CUDA_HOME' in command[-1]:
+            home = str(bootstrap.ROOT / 'cuda')
+            return ['warning', json.dumps([self.gpu, '12.4', home])]
+        if command[1] == '-c' and self.failures:
+            self.failures -= 1
+            raise UnexplainedError('it does not fit')
+        return ['Using cached onedl_mmcv-2.whl'] if 'pip' in command else []
+
+    def installs(self) -> list[list[str]]:
+        return [command[4:] for command in self.commands if 'pip' in command]
+
+
+@pytest.fixture
+def stages(tree):
+    bootstrap.STAMPS.mkdir(parents=True)
+    bootstrap.LOGS.mkdir()
+    nvcc = tree / 'cuda' / 'bin' / 'nvcc'
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch()
+    return {stage.name: stage for stage in bootstrap.STAGES}
+
+
+def test_each_stage_says_what_it_is(stages):
+    assert list(stages) == ALL[1:]
+    for stage in stages.values():
+        assert stage.summary.strip()
+        assert all(isinstance(name, str) for name in stage.pip)
+
+
+@pytest.mark.parametrize(
+    ('gpu', 'nvcc', 'with_cuda'),
+    [(False, '12.4', False), (True, '12.4', True), (True, '11.8', False)],
+)
+def test_mmcv_is_compiled_anew_where_the_cached_one_does_not_fit(
+    stages, gpu, nvcc, with_cuda, monkeypatch, capsys
+):
+    commands = Commands(failures=1, gpu=gpu, nvcc=nvcc)
+    monkeypatch.setattr(bootstrap, 'run', commands)
+    bootstrap.Setup().install(stages['mmcv'], 'mmcv')
+    first, again = commands.installs()
+    assert first[0] == again[0] == '--constraint'
+    assert 'onedl-mmcv' in first
+    assert '--no-cache-dir' not in first
+    assert {'--no-cache-dir', '--force-reinstall', '--no-deps'} <= set(again)
+    said = capsys.readouterr().out
+    assert 'the installed one does not fit, compiling' in said
+    assert "done in 0:00, from pip's cache" in said
+    (env,) = (
+        env
+        for env, command in zip(commands.environments, commands.commands, strict=True)
+        if 'pip' in command and '--no-cache-dir' in command
+    )
+    assert env['CFLAGS'] == '-O2 -g0'
+    assert int(env['MAX_JOBS']) >= 1
+    # mmcv must not find a GPU that it cannot be compiled for.
+    is_hidden = gpu and not with_cuda
+    assert (env.get('CUDA_VISIBLE_DEVICES') == '') is is_hidden
+    checks = [c[2] for c in commands.commands if c[1] == '-c' and 'mmcv' in c[2]]
+    assert len(checks) == 2
+    assert all(('get_compiling_cuda_version' in check) is with_cuda for check in checks)
+
+
+def test_another_stage_that_does_not_work_is_an_error(stages, monkeypatch):
+    commands = Commands(failures=1)
+    monkeypatch.setattr(bootstrap, 'run', commands)
+    with pytest.raises(UnexplainedError, match='does not fit'):
+        bootstrap.Setup().install(stages['torch'], 'torch')
+    assert len(commands.installs()) == 1

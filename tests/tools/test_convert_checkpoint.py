@@ -165,6 +165,7 @@ def convert(tool, tmp_path: Path, weights: dict[str, Tensor], *options: str) -> 
 
 
 PARTS = {
+    'levels.': 'backbone.levels.',
     'levels.1.': 'backbone.levels.1',
     'levels.3.': 'backbone.levels.3',
     'levels.2.blocks.7.': 'backbone.levels.2.blocks.7',

@@ -225,3 +225,13 @@ def test_a_list_chooses(root: Path):
     train, _ = check_datasets(config)
     assert '2 images' in str(train)
     assert not train.left_out
+
+
+def test_a_set_of_another_machine_is_not_looked_at(root: Path):
+    config = make_config(root)
+    for split in ('train', 'val'):
+        config[f'{split}_dataloader'].dataset.data_root = 's3://bucket/'
+    train, val = check_datasets(config)
+    for report in (train, val):
+        assert 'not looked at, as it is not on this machine' in str(report)
+        assert 's3://bucket/' in str(report)
