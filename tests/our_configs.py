@@ -24,6 +24,7 @@ CODEBASES = {
     'coco_stuff10k': 'mmseg',
     'crowd_human': 'mmdet',
     'inaturalist2018': 'mmpretrain',
+    'lvis': 'mmdet',
     'mapillary': 'mmseg',
     'nyu_depth_v2': 'mmseg',
     'openimages': 'mmdet',
@@ -40,8 +41,11 @@ LEAVES = [
     path
     for metafile in METAFILES
     for path in sorted(
-        (metafile.parent if CONFIGS in metafile.parents else metafile.parent / 'configs')
-        .glob('*.py')
+        (
+            metafile.parent
+            if CONFIGS in metafile.parents
+            else metafile.parent / 'configs'
+        ).glob('*.py')
     )
 ]
 

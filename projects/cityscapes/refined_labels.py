@@ -33,9 +33,7 @@ class CityscapesRefinedLabels(CityscapesDataset):
     Segmentation (arXiv:2005.10821), sec. 3.3.
     """
 
-    def __init__(
-        self, seg_map_suffix: str = '_leftImg8bit.png', **kwargs: Any
-    ) -> None:
+    def __init__(self, seg_map_suffix: str = '_leftImg8bit.png', **kwargs: Any) -> None:
         super().__init__(seg_map_suffix=seg_map_suffix, **kwargs)
 
     @classmethod

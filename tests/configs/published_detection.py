@@ -71,6 +71,7 @@ def modern_test_pipeline(steps: list[dict], labels: dict) -> list[dict]:
 ROOTS = {
     'CocoDataset': 'data/coco/',
     'CrowdHumanDataset': 'data/CrowdHuman/',
+    'LVISV1Dataset': 'data/lvis_v1/',
     'OpenImagesDataset': 'data/OpenImages/',
     'VOCDataset': 'data/VOCdevkit/',
 }
@@ -105,6 +106,9 @@ def modern_train_set(train: dict) -> dict:
     if train['type'] == 'RepeatDataset':
         wrapped = modern_train_set(train['dataset'])
         return {'type': 'RepeatDataset', 'times': train['times'], 'dataset': wrapped}
+    if train['type'] == 'ClassBalancedDataset':
+        wrapped = modern_train_set(train['dataset'])
+        return {**train, 'dataset': wrapped}
     if isinstance(train['ann_file'], list):
         parts = zip(train['ann_file'], train['img_prefix'], strict=True)
         datasets = [
@@ -165,9 +169,14 @@ def modern_metric(evaluation: dict, test: dict) -> dict:
         # These were defaults of mmdet 2's data set, and of its evaluation.
         return {
             'type': 'OpenImagesMetric',
-            **{'iou_thrs': 0.5, 'ioa_thrs': 0.5},
-            **{'use_group_of': True, 'get_supercategory': True},
+            'iou_thrs': 0.5,
+            'ioa_thrs': 0.5,
+            'use_group_of': True,
+            'get_supercategory': True,
         }
+    if kind == 'LVISV1Dataset':
+        assert evaluation['metric'] == ['bbox']
+        return {'type': 'LVISBoxMetric', 'classwise': evaluation['classwise']}
     return {
         'type': 'CocoMetric',
         'metric': evaluation['metric'],
@@ -361,7 +370,7 @@ def modern_recipe(recipe: dict) -> dict:
         'default_hooks': {
             'checkpoint': {
                 'type': 'WholeCheckpointHook',
-                'save_best': evaluation['save_best'],
+                'save_best': evaluation.get('save_best'),
                 **checkpoint,
             }
         },

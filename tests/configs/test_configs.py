@@ -22,7 +22,6 @@ from tests.our_configs import (
     METAFILES,
     build_on_meta,
     index,
-    published_config,
     read_config,
 )
 from tests.paths import CONFIGS, ROOT
@@ -179,6 +178,7 @@ def test_index_counts_every_published_model():
         if 'Converted From' in model
     ]
     ours = {of['Code'].split('/blob/')[1].split('/', 1)[1]: of for of in converted}
+    assert len(published) == 58
     assert not published - set(ours)
     classifiers = [ours[name] for name in published if 'classification/' in name]
     assert len({of['Weights'] for of in classifiers}) == 8

@@ -72,6 +72,19 @@ INTENDED_BY_PROJECT = {
             }.items()
         },
     },
+    'lvis': {
+        # mmdet's needs a package that does not run with NumPy 2.
+        'train_dataloader.dataset.dataset.type': ('LVISV1Dataset', 'LVISV1BoxDataset'),
+        'test_dataloader.dataset.type': ('LVISV1Dataset', 'LVISV1BoxDataset'),
+        # 1203 figures.
+        'val_evaluator.classwise': (True, None),
+        'test_evaluator.classwise': (True, None),
+        # Nothing in the published code reads it.
+        'model.train_cfg.fed_loss_cfg.use_fed_loss': (True, None),
+        'model.train_cfg.fed_loss_cfg.dataset_names': ('lvis_v1_train', None),
+        'model.train_cfg.fed_loss_cfg.fed_loss_num_classes': (50, None),
+        'model.train_cfg.fed_loss_cfg.freq_weight_power': (0.5, None),
+    },
     'openimages': {
         'default_hooks.checkpoint.save_best': ('auto', 'openimages/mAP'),
         # mmdet 3 has them there.

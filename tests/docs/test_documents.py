@@ -174,7 +174,9 @@ def test_table_of_published_files_is_the_index():
     expected = {}
     for model in MODELS:
         if 'Weights' in model:
-            metrics = [result['Metrics'].values() for result in model.get('Results', [])]
+            metrics = [
+                result['Metrics'].values() for result in model.get('Results', [])
+            ]
             figures = {float(value) for values in metrics for value in values}
             _, before = expected.get(model['Weights'], (None, set()))
             expected[model['Weights']] = model['Config'], before | figures

@@ -52,8 +52,10 @@ class Places(libcst.CSTVisitor):
         if isinstance(node, libcst.Call) and name_of(node.func) in TELLING:
             return False
         # A check of zip's, that never fails in code that works.
-        if isinstance(node, libcst.Arg) and node.keyword and (
-            name_of(node.keyword) == 'strict'
+        if (
+            isinstance(node, libcst.Arg)
+            and node.keyword
+            and (name_of(node.keyword) == 'strict')
         ):
             return False
         is_export = isinstance(node, libcst.Assign) and '__all__' in {

@@ -298,7 +298,9 @@ def test_reasons_of_a_block():
 def test_branch_of_a_layer_infers_its_shape():
     layer = make_layer().to('meta')
     with torch.no_grad():
-        branch = depthwise_branch(torch.empty(2, 5, 7, 24, device='meta'), layer.dw_conv)
+        branch = depthwise_branch(
+            torch.empty(2, 5, 7, 24, device='meta'), layer.dw_conv
+        )
     assert branch.shape == (2, 5, 7, 24)
 
 

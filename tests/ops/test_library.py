@@ -88,7 +88,9 @@ def test_stable_abi(compiled_library):
 
 def test_no_paths_of_the_machine_that_built_it(compiled_library):
     """Messages of checks would show them."""
-    names = re.findall(rb'[!-~]*/(?:csrc|include)/[!-~]*', compiled_library.read_bytes())
+    names = re.findall(
+        rb'[!-~]*/(?:csrc|include)/[!-~]*', compiled_library.read_bytes()
+    )
     assert not [name for name in names if name.startswith(b'/')]
 
 

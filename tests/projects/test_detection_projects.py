@@ -14,15 +14,23 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, METRICS, DefaultScope
 
 from internimage.data import DataError, check_datasets
 from tests.our_configs import read_config
 from tests.paths import ROOT
 from tests.tools.programs import run_tool
-from tests.tools.small_models import BACKBONE, LARGE_DINO, LOADERS, Options, as_arguments
+from tests.tools.small_models import (
+    BACKBONE,
+    LARGE_DINO,
+    LOADERS,
+    Options,
+    as_arguments,
+)
 
 pytest.importorskip('mmdet')
+pytest.importorskip('faster_coco_eval')
+from mmdet.datasets import LVISV1Dataset
 
 HEIGHT, WIDTH = 48, 64
 BOX = (10, 8, 40, 30)  # of what is in each image: x, y, width, height
@@ -121,8 +129,52 @@ def write_openimages(data: Path) -> None:
     path.write_text('\n'.join(rows) + '\n')
 
 
+def lvis_content(split: str, number: int) -> dict[str, Any]:
+    """Return what an annotation file has: 1203 categories, one box of the second each.
+
+    The first image is known to lack the third category, and the fourth is not labelled
+    wholly in it; of all others nobody has looked.
+    """
+    names = LVISV1Dataset.METAINFO['classes']
+    categories = [
+        {'id': index + 1, 'name': name, 'frequency': 'rcf'[index % 3]}
+        for index, name in enumerate(names)
+    ]
+    images = [
+        {
+            **dict(id=i + 1, height=HEIGHT, width=WIDTH),
+            'coco_url': f'http://images.cocodataset.org/{split}2017/00{i}.jpg',
+            'neg_category_ids': [3] if i == 0 else [],
+            'not_exhaustive_category_ids': [4] if i == 0 else [],
+        }
+        for i in range(number)
+    ]
+    annotations = [
+        {
+            **dict(id=i + 1, image_id=i + 1, category_id=2),
+            **dict(bbox=list(BOX), area=BOX[2] * BOX[3]),
+        }
+        for i in range(number)
+    ]
+    return dict(categories=categories, images=images, annotations=annotations)
+
+
+def write_lvis(data: Path) -> None:
+    root = data / 'lvis_v1'
+    (root / 'annotations').mkdir(parents=True)
+    for split, number, files in (
+        ('train', NUM_TRAINED, ('train',)),
+        ('val', NUM_TESTED, ('val', 'minival')),
+    ):
+        write_images(f'{root}/{split}2017/00{{}}.jpg', number)
+        for file in files:
+            path = root / 'annotations' / f'lvis_v1_{file}.json'
+            path.write_text(json.dumps(lvis_content(split, number)))
+
+
 SCALES: Options = {
-    f'{split}_dataloader.dataset.pipeline.1.scale': (128, 96) for split in ('val', 'test')
+    f'{split}_dataloader.dataset.pipeline.1.scale': (128, 96)
+    for split in ('val', 'test')
 }
 CASCADE: Options = {
     **BACKBONE,
@@ -160,6 +212,13 @@ DINO: Options = {
 RESIZED = 'train_dataloader.dataset.dataset.datasets.{}.pipeline.2.scale'
 
 
+LVIS = 'lvis/configs/dino-4scale_cb-internimage-h_16xb1-80k_o365-to-lvis-'
+SMALL_LVIS: Options = {
+    **DINO,
+    'train_dataloader.dataset.dataset.pipeline.3.scale': [(128, 96), (160, 96)],
+}
+
+
 class Project(NamedTuple):
     """A config of a project, what makes it small, its data, and what it measures."""
 
@@ -186,6 +245,16 @@ PROJECTS = {
     'voc12': Project(
         f'{VOC}12', SMALL_VOC, write_voc, 'tvmonitor', ('pascal_voc/mAP',)
     ),
+    'lvis': Project(
+        f'{LVIS}val',
+        SMALL_LVIS,
+        write_lvis,
+        LVISV1Dataset.METAINFO['classes'][1],
+        ('lvis/bbox_AP', 'lvis/bbox_APr', 'lvis/bbox_APf'),
+    ),
+    'lvis-minival': Project(
+        f'{LVIS}minival', SMALL_LVIS, write_lvis, '', ('lvis/bbox_AP',)
+    ),
     'openimages': Project(
         'openimages/configs/dino-4scale_cb-internimage-h_16xb1-100k_o365-to-openimages',
         {
@@ -205,7 +274,7 @@ def path_of(project: Project) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [name for name in PROJECTS if name != 'voc12'])
+@pytest.mark.parametrize('name', sorted({*PROJECTS} - {'voc12', 'lvis-minival'}))
 def test_train_and_test(name: str, tmp_path: Path):
     project = PROJECTS[name]
     project.write_data(tmp_path / 'data')
@@ -234,6 +303,7 @@ def test_records_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     config = read_config(path_of(project))
     repeats = 6 if 'voc' in name else 1  # three times two years
+    label = project.label or PROJECTS['lvis'].label
     for split, number in (('train', NUM_TRAINED * repeats), ('val', NUM_TESTED)):
         dataset = build(config, split)
         assert len(dataset) == number
@@ -244,7 +314,7 @@ def test_records_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
             record = dataset.get_data_info(index)
             assert Path(record['img_path']).is_file()
             instance, *ignored = record['instances']
-            assert classes[instance['bbox_label']] == project.label
+            assert classes[instance['bbox_label']] == label
             x, y, w, h = BOX
             assert instance['bbox'] == pytest.approx([x, y, x + w, y + h])
             assert all(other['ignore_flag'] for other in ignored)
@@ -256,5 +326,108 @@ def test_data_that_are_not_there_are_named(
 ):
     monkeypatch.chdir(tmp_path)
     config = read_config(path_of(PROJECTS[name]))
-    with pytest.raises(DataError, match='expected .*, got .* data/[A-Z]'):
+    with pytest.raises(DataError, match=r'expected .*, got .* data/\w'):
         check_datasets(config)
+
+
+def measure(content: dict[str, Any], folder: Path, found: list[dict]) -> dict:
+    """Return the figures of LVIS's metric, for what is found in each image."""
+    read_config(path_of(PROJECTS['lvis']))  # finds the class
+    (folder / 'lvis.json').write_text(json.dumps(content))
+    metric = METRICS.build(
+        dict(type='mmdet.LVISBoxMetric', ann_file=f'{folder}/lvis.json', classwise=True)
+    )
+    classes = tuple(category['name'] for category in content['categories'])
+    metric.dataset_meta = {'classes': classes}
+    results = [
+        ({}, {'img_id': image['id'], **prediction})
+        for image, prediction in zip(content['images'], found, strict=True)
+    ]
+    return metric.compute_metrics(results)
+
+
+def detections(*labels: int) -> dict[str, np.ndarray]:
+    """Return a box at the right place for each label, each surer than the next."""
+    x, y, w, h = BOX
+    return {
+        'bboxes': np.array([[x, y, x + w, y + h]] * len(labels), float),
+        'scores': np.linspace(0.9, 0.5, len(labels)),
+        'labels': np.array(labels),
+    }
+
+
+def test_lvis_counts_what_was_looked_for(tmp_path: Path):
+    content = lvis_content('val', 2)
+    second, third, fourth, fifth = (
+        content['categories'][i]['name'] for i in range(1, 5)
+    )
+    # Category 2 is found in both; of 3 it is known that it is not there.
+    content['annotations'].append(
+        {**content['annotations'][1], 'id': 9, 'category_id': 3}
+    )
+    figures = measure(content, tmp_path, [detections(2, 1, 4), detections(1, 2)])
+    assert figures[f'{second}_precision'] == pytest.approx(1)
+    # Surest is the one in the image that lacks it.
+    assert figures[f'{third}_precision'] == pytest.approx(0.5)
+    assert np.isnan(figures[f'{fourth}_precision'])
+    assert np.isnan(figures[f'{fifth}_precision'])
+    assert figures['bbox_AP'] == pytest.approx(0.75)
+    assert (figures['bbox_APc'], figures['bbox_APf']) == pytest.approx((1, 0.5))
+    assert figures['bbox_APr'] == -1  # none of these is rare
+
+
+def test_lvis_is_measured_as_by_its_official_evaluator(
+    shared_data: Path, tmp_path: Path
+):
+    """Figures of ``lvis`` 0.5.3 for the same simulated detections."""
+    path = shared_data / 'optional' / 'lvis_v0.5' / 'annotations' / 'lvis_val_100.json'
+    if not path.is_file():
+        pytest.skip(f'no data at {path}')
+    content = json.loads(path.read_text())
+    figures = measure(content, tmp_path, simulate(content))
+    for name, value in OFFICIAL.items():
+        assert figures[f'bbox_{name}'] == pytest.approx(value, abs=1e-12)
+
+
+OFFICIAL = {
+    'AP': 0.23478758328942023,
+    'AP50': 0.39769316918138353,
+    'AP75': 0.24267294478342133,
+    'APs': 0.3480680846402474,
+    'APm': 0.2646084615710463,
+    'APl': 0.2881183335724876,
+    'APr': 0.0,
+    'APc': 0.2511033838032926,
+    'APf': 0.2331857818295035,
+}
+
+
+def simulate(content: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+    """Move most of the boxes, mistake some, and add others where nothing is."""
+    rng = np.random.default_rng(0)
+    ids = [category['id'] for category in content['categories']]
+    found = []
+    for image in content['images']:
+        boxes, labels = [], []
+        own = [a for a in content['annotations'] if a['image_id'] == image['id']]
+        for annotation in own:
+            x, y, w, h = annotation['bbox']
+            left, top, right, bottom = rng.normal(0, 0.08, 4) * (w, h, w, h)
+            label = annotation['category_id'] if rng.random() < 0.9 else rng.choice(ids)
+            if rng.random() < 0.75:
+                boxes.append([x + left, y + top, x + w + right, y + h + bottom])
+                labels.append(ids.index(label))
+        known = [a['category_id'] for a in own] + image['neg_category_ids']
+        known += image['not_exhaustive_category_ids']
+        for label in rng.choice(known, 20) if known else []:
+            x, y, w, h = rng.random(4) * np.tile((image['width'], image['height']), 2)
+            boxes.append([0.7 * x, 0.7 * y, 0.7 * x + 0.3 * w, 0.7 * y + 0.3 * h])
+            labels.append(ids.index(label))
+        found.append(
+            {
+                'bboxes': np.array(boxes).reshape(-1, 4),
+                'scores': rng.random(len(boxes)),
+                'labels': np.array(labels, int),
+            }
+        )
+    return found

@@ -159,7 +159,10 @@ def sizes(config: str) -> Options:
             for split in ('val', 'test')
         },
         **{
-            f'tta_pipeline.1.transforms.0.{view}.scale': (64 + 32 * view, 32 + 16 * view)
+            f'tta_pipeline.1.transforms.0.{view}.scale': (
+                64 + 32 * view,
+                32 + 16 * view,
+            )
             for view in range(num_views)
         },
     }
@@ -172,7 +175,10 @@ SMALL: Options = {
 }
 SEGFORMER: Options = {**SMALL, 'model.decode_head.channels': 16}
 MASK2FORMER: Options = {**SMALL, **MASK2FORMER_HEAD}
-WINDOWS: Options = {'model.test_cfg.crop_size': (64, 64), 'model.test_cfg.stride': (32, 32)}
+WINDOWS: Options = {
+    'model.test_cfg.crop_size': (64, 64),
+    'model.test_cfg.stride': (32, 32),
+}
 
 
 class Project(NamedTuple):
@@ -252,7 +258,13 @@ def test_train_and_test(name: str, tmp_path: Path):
         'default_hooks.logger.interval=1',
     ]
     output = run_tool(
-        'train', config, '--work-dir', 'out', '--cfg-options', *options, *length,
+        'train',
+        config,
+        '--work-dir',
+        'out',
+        '--cfg-options',
+        *options,
+        *length,
         cwd=tmp_path,
     )
     assert 'Iter(train) [2/2]' in output
@@ -321,7 +333,7 @@ def test_list_that_is_not_there_is_named(
     monkeypatch.chdir(tmp_path)
     write_nyu_depth_v2(tmp_path / 'data')
     (tmp_path / 'data' / 'nyu_depth_v2' / 'test.txt').unlink()
-    with pytest.raises(DataError, match='got .* data/nyu_depth_v2/test.txt'):
+    with pytest.raises(DataError, match=r'got .* data/nyu_depth_v2/test.txt'):
         check_datasets(read_config(path_of(PROJECTS['nyu_depth_v2'])))
 
 
@@ -335,7 +347,7 @@ def test_labels_of_another_kind_are_found(
     for file in files:
         label_ids = cv2.imread(str(file), cv2.IMREAD_UNCHANGED) * 2 + 7
         cv2.imwrite(str(file), label_ids)
-    with pytest.raises(DataError, match='expected indices from 0 to 18.*got 33 in'):
+    with pytest.raises(DataError, match=r'expected indices from 0 to 18.*got 33 in'):
         check_datasets(read_config(path_of(PROJECTS['cityscapes'])))
 
 

@@ -278,7 +278,7 @@ def test_an_unreachable_index_ends_with_one_sentence(tree, monkeypatch, capsys):
 
 
 def test_programs_get_an_environment_of_texts_alone(tree, monkeypatch):
-    """pip neither asks nor looks for a newer pip, and nobody's PYTHONPATH is heeded."""
+    """Pip neither asks nor looks for a newer pip, and nobody's PYTHONPATH is heeded."""
     monkeypatch.setenv('PYTHONPATH', 'elsewhere')
     env = bootstrap.Setup().env
     assert all(isinstance(value, str) for value in env.values())

@@ -37,9 +37,7 @@ views = _base_.tta_pipeline[1]
 sizes, *rest = views.transforms
 tta_pipeline = [load, dict(views, transforms=[sizes, [to_multiple], *rest])]
 
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-5), paramwise_cfg=dict(layer_decay_rate=0.95)
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-5), paramwise_cfg=dict(layer_decay_rate=0.95))
 warm_up, falling = _base_.param_scheduler
 param_scheduler = [warm_up, dict(falling, end=80000)]
 train_cfg = dict(max_iters=80000, val_interval=2000)

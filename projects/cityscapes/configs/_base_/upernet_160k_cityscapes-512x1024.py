@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UperNet on Cityscapes, crops of 1024 x 512 px, 160000 iterations on 8 GPUs x 2 images.
+"""UperNet on Cityscapes, crops of 1024 x 512 px, 160000 iterations on 8 GPUs x 2.
 
 Images are tested whole, as they are: their sides are multiples of 32. The heads keep
 the 150 classes of the ADE20K recipe, as the published weights have them; those beyond

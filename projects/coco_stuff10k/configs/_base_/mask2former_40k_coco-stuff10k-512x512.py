@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mask2Former on COCO-Stuff-10K, after 164K: crops of 512 px, 40000 iterations."""
 
-_base_ = '../../../../configs/segmentation/_base_/mask2former_80k_coco-stuff164k-896x896.py'
+_base_ = (
+    '../../../../configs/segmentation/_base_/mask2former_80k_coco-stuff164k-896x896.py'
+)
 
 crop_size = (512, 512)
 model = dict(data_preprocessor=dict(size=crop_size))

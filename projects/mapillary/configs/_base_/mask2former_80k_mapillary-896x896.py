@@ -7,9 +7,7 @@ _base_ = [
 ]
 
 crop_size = (896, 896)
-model = dict(
-    data_preprocessor=dict(size=crop_size), test_cfg=dict(crop_size=crop_size)
-)
+model = dict(data_preprocessor=dict(size=crop_size), test_cfg=dict(crop_size=crop_size))
 load, labels, resize, crop, *rest = _base_.train_pipeline
 train_pipeline = [load, labels, resize, dict(crop, crop_size=crop_size), *rest]
 datasets = [dict(part, pipeline=train_pipeline) for part in _base_.mapillary_streets]

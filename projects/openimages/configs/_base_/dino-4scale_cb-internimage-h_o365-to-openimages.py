@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """DINO with composite InternImage-H on Open Images V6, after Objects365."""
 
-_base_ = '../../../../configs/detection/dino-4scale_cb-internimage-h_16xb1-20k_o365-to-coco.py'
+_base_ = (
+    '../../../../configs/detection/'
+    'dino-4scale_cb-internimage-h_16xb1-20k_o365-to-coco.py'
+)
 
 model = dict(bbox_head=dict(num_classes=601))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mask2Former on the 59 classes of Pascal Context: crops of 480 px, 40000 iterations."""
+"""Mask2Former on the 59 classes of Pascal Context: 480 px, 40000 iterations."""
 
 _base_ = [
     '../../../../configs/segmentation/_base_/upernet_160k_ade20k-896x896.py',

@@ -5,7 +5,10 @@ Trained on the training and validation images of 2007 and 2012, three times an e
 one size.
 """
 
-_base_ = '../../../../configs/detection/dino-4scale_cb-internimage-h_16xb1-20k_o365-to-coco.py'
+_base_ = (
+    '../../../../configs/detection/'
+    'dino-4scale_cb-internimage-h_16xb1-20k_o365-to-coco.py'
+)
 
 model = dict(bbox_head=dict(num_classes=20))
 
