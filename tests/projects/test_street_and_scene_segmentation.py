@@ -7,12 +7,14 @@ models; and on single records of the real data sets.
 
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import Compose
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
 from internimage.data import DataError, check_datasets
@@ -437,3 +439,42 @@ def test_map_to_streets_is_the_published_one():
     }
     with pytest.raises(ValueError, match='not a subset of classes'):
         streets.get_label_map(['boat'])
+
+
+# Project -> size of an image, and what of it a model gets: rounded up to a multiple of
+# 32 but for Cityscapes' own size. All as (height, width).
+TESTED_SIZES = {
+    'cityscapes': ((1024, 2048), (1024, 2048)),
+    'cityscapes-windows': ((1024, 2048), (1024, 2048)),
+    'mapillary': ((1024, 2048), (1024, 2048)),
+    'coco_stuff10k': ((427, 640), (512, 768)),  # 512 x 767 before
+    'pascal_context': ((375, 500), (544, 704)),  # 520 x 693 before
+    'nyu_depth_v2': ((480, 640), (480, 640)),
+}
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+@every_project
+def test_images_of_tests_have_the_published_sizes(name: str, tmp_path: Path):
+    size, expected = TESTED_SIZES[name]
+    for file in ('image.png', 'labels.png'):
+        cv2.imwrite(str(tmp_path / file), np.zeros(size, np.uint8))
+    sample = {
+        'img_path': str(tmp_path / 'image.png'),
+        'seg_map_path': str(tmp_path / 'labels.png'),
+        'reduce_zero_label': False,
+        'seg_fields': [],
+    }
+    config = read_config(path_of(PROJECTS[name]))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        result = Compose(config.test_pipeline)(deepcopy(sample))
+        views = Compose(config.tta_pipeline)(deepcopy(sample))
+    assert result['inputs'].shape[1:] == expected
+    shapes = [tuple(view.shape[1:]) for view in views['inputs']]
+    assert shapes[::2] == shapes[1::2]  # mirrored and not
+    assert [view.flip for view in views['data_samples']] == [False, True] * 6
+    # Of the view at one scale, the published ratios; less than a step of 32 off.
+    for shape, ratio in zip(shapes[::2], RATIOS, strict=True):
+        for side, whole in zip(shape, expected, strict=True):
+            assert abs(side - whole * ratio) < 32
+            assert side % 32 == 0 or expected == size

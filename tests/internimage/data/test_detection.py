@@ -59,6 +59,13 @@ FAULTS = {
     'below it': (box(bbox=[5, 40, 9, 9]), f'outside of the image.*{FIRST}'),
     'area 0': (change_all('annotations', area=0), 'area 0 or less .* 8 of 8'),
     'one area 0': (box(area=0), f'area 0 or less .* 1 of 8.*{FIRST}.* width times'),
+    **{
+        f'area 0 at the border, {x} {y}': (
+            box(bbox=[x, y, 9, 9], area=0),
+            f'area 0 or less .* 1 of 8.*{FIRST}',
+        )
+        for x, y in ((-8, 5), (59, 5), (5, -8), (5, 39))
+    },
     'area NaN': (box(area=float('nan')), f'a finite number of pixels.*{FIRST}'),
     'no area': (drop('annotations', 'area'), r'annotation 9 \(4.png\) with None; with'),
     'no box': (drop('annotations', 'bbox'), 'bbox of 4 .* annotation 9'),
