@@ -21,6 +21,7 @@ CODEBASES = {
     'detection': 'mmdet',
     'segmentation': 'mmseg',
     'cityscapes': 'mmseg',
+    'coco_o': 'mmdet',
     'coco_stuff10k': 'mmseg',
     'crowd_human': 'mmdet',
     'inaturalist2018': 'mmpretrain',

@@ -171,16 +171,17 @@ def test_table_of_published_files_is_the_index():
         assert (name, title) == (Path(url).name, Path(config).name)
         assert url not in rows
         rows[url] = config, {float(n) for n in re.findall(r'\d+\.\d+', results)}
-    expected = {}
+    configs: dict[str, set[str]] = {}
+    figures: dict[str, set[float]] = {}
     for model in MODELS:
-        if 'Weights' in model:
-            metrics = [
-                result['Metrics'].values() for result in model.get('Results', [])
-            ]
-            figures = {float(value) for values in metrics for value in values}
-            _, before = expected.get(model['Weights'], (None, set()))
-            expected[model['Weights']] = model['Config'], before | figures
-    assert rows == expected
+        if url := model.get('Weights'):
+            configs.setdefault(url, set()).add(model['Config'])
+            results = model.get('Results', [])
+            values = [v for result in results for v in result['Metrics'].values()]
+            figures.setdefault(url, set()).update(map(float, values))
+    assert {url: found for url, (_, found) in rows.items()} == figures
+    for url, (config, _) in rows.items():
+        assert config in configs[url]
 
 
 def test_benchmark_tables_are_those_of_the_results(tmp_path: Path):

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
-from mmengine.registry import DATASETS, METRICS, DefaultScope
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, EVALUATOR, METRICS, MODELS, DefaultScope
 
 from internimage.data import DataError, check_datasets
 from tests.our_configs import read_config
@@ -22,6 +24,7 @@ from tests.paths import ROOT
 from tests.tools.programs import run_tool
 from tests.tools.small_models import (
     BACKBONE,
+    CASCADE_MASK_RCNN,
     LARGE_DINO,
     LOADERS,
     Options,
@@ -30,7 +33,7 @@ from tests.tools.small_models import (
 
 pytest.importorskip('mmdet')
 pytest.importorskip('faster_coco_eval')
-from mmdet.datasets import LVISV1Dataset
+from mmdet.datasets import CocoDataset, LVISV1Dataset
 
 HEIGHT, WIDTH = 48, 64
 BOX = (10, 8, 40, 30)  # of what is in each image: x, y, width, height
@@ -431,3 +434,75 @@ def simulate(content: dict[str, Any]) -> list[dict[str, np.ndarray]]:
             }
         )
     return found
+
+
+DOMAINS = ('cartoon', 'handmake', 'painting', 'sketch', 'tattoo', 'weather')
+COCO_O = 'projects/coco_o/configs/cascade-mask-rcnn_internimage-l_fpn_coco-o.py'
+
+
+def write_coco_o(data: Path) -> None:
+    """Write a person per image, and in each domain more images than in the last."""
+    for number, domain in enumerate(DOMAINS, start=1):
+        root = data / 'ood_coco' / domain
+        write_images(f'{root}/val2017/0{{}}.jpg', number)
+        images = [
+            dict(id=i, file_name=f'0{i}.jpg', height=HEIGHT, width=WIDTH)
+            for i in range(number)
+        ]
+        box = dict(bbox=list(BOX), area=BOX[2] * BOX[3], iscrowd=0, category_id=1)
+        annotations = [dict(box, id=i + 1, image_id=i) for i in range(number)]
+        names = CocoDataset.METAINFO['classes']
+        categories = [dict(id=i + 1, name=name) for i, name in enumerate(names)]
+        content = dict(images=images, annotations=annotations, categories=categories)
+        (root / 'annotations').mkdir()
+        path = root / 'annotations' / 'instances_val2017.json'
+        path.write_text(json.dumps(content))
+
+
+@pytest.mark.slow
+def test_coco_o_is_tested_in_each_domain(tmp_path: Path):
+    write_coco_o(tmp_path / 'data')
+    small = {k: v for k, v in CASCADE_MASK_RCNN.items() if k.startswith('model.')}
+    config = Config.fromfile(ROOT / COCO_O)
+    config.merge_from_dict(small)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(config.model)
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'model.pth')
+    workers = {'num_workers': 0, 'persistent_workers': False}
+    small |= {f'test_dataloader.{name}': value for name, value in workers.items()}
+    options = ['--cfg-options', *as_arguments(small)]
+    output = run_tool('test', str(ROOT / COCO_O), 'model.pth', *options, cwd=tmp_path)
+    assert '(test) [21/21]' in output
+    for name in (*(f'{domain}/coco' for domain in DOMAINS), 'coco_o'):
+        assert f'{name}/bbox_mAP: ' in output
+    assert 'coco_o/effective_robustness: -0.25' in output  # 0.45 times 0.561
+
+
+def test_effective_robustness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Boxes as they should be in two domains, and beside the object in the others."""
+    write_coco_o(tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    config = read_config(COCO_O)
+    evaluator = EVALUATOR.build(dict(config.test_evaluator, _scope_='mmdet'))
+    dataset = build(config, 'test')
+    sizes = list(np.cumsum(range(1, 7)))
+    evaluator.dataset_meta = {**dataset.metainfo, 'cumulative_sizes': sizes}
+    x, y, w, h = BOX
+    for number, domain in enumerate(DOMAINS, start=1):
+        shift = 0 if domain in ('cartoon', 'handmake') else w
+        found = dict(
+            bboxes=torch.tensor([[x + shift, y, x + w + shift, y + h]]).float(),
+            scores=torch.ones(1),
+            labels=torch.zeros(1, dtype=torch.long),
+        )
+        for image in range(number):
+            sample = dict(img_id=image, ori_shape=(HEIGHT, WIDTH), pred_instances=found)
+            evaluator.process([sample])
+    figures = evaluator.evaluate(len(dataset))
+    found = [figures[f'{domain}/coco/bbox_mAP'] for domain in DOMAINS]
+    assert found == pytest.approx([1, 1, 0, 0, 0, 0])
+    assert figures['coco_o/bbox_mAP'] == pytest.approx(2 / 6)
+    robustness = figures['coco_o/effective_robustness']
+    assert robustness == pytest.approx(2 / 6 - 0.45 * 0.561)
+    with pytest.raises(ValueError, match=r'coco_map: .* \(0, 1\), got 56.1'):
+        EVALUATOR.build(dict(config.test_evaluator, coco_map=56.1, _scope_='mmdet'))
