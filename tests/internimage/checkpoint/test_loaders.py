@@ -34,7 +34,11 @@ def test_weights_go_where_they_are_wanted(tmp_path, monkeypatch):
     torch.save({'x': torch.ones(2)}, path)
     monkeypatch.setattr(loaders, 'download', lambda url: path)
     monkeypatch.setattr(loaders, 'get_torchvision_models', lambda: {'a': 'https://a'})
-    for name in ('https://x/a.pth', 'torchvision://a', str(path)):
+    models = {'a': 'https://a', 'b': str(path)}
+    monkeypatch.setattr(loaders, 'get_external_models', lambda: models)
+    monkeypatch.setattr(loaders, 'get_deprecated_model_names', dict)
+    names = ('https://x/a.pth', 'torchvision://a', str(path))
+    for name in (*names, 'openmmlab://a', 'openmmlab://b'):
         loaded = CheckpointLoader.load_checkpoint(name, map_location='meta')
         assert loaded['x'].device.type == 'meta'
 
