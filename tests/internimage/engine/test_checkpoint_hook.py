@@ -136,14 +136,15 @@ def test_a_checkpoint_cannot_have_other_files_deleted(tmp_path: Path):
 
 
 def test_what_is_kept_is_not_outdated(tmp_path: Path):
-    """Though a checkpoint says both; nor is an outdated one that is gone missed."""
+    """Though a checkpoint says both. One that is gone is not missed, nor one twice."""
     settings = config(tmp_path, default_hooks__checkpoint__max_keep_ckpts=2)
     settings['train_cfg']['max_epochs'] = 1
     assert in_child(train, settings) == 0
     checkpoint = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
-    checkpoint['message_hub']['runtime_info'] |= {'outdated_ckpt_ids': [7, 1]}
+    checkpoint['message_hub']['runtime_info'] |= {'outdated_ckpt_ids': [7, 1, 3, 3]}
     checkpoint['message_hub']['resumed_keys'] |= {'outdated_ckpt_ids': True}
     torch.save(checkpoint, tmp_path / 'epoch_1.pth')
+    (tmp_path / 'epoch_3.pth').touch()
     settings['train_cfg']['max_epochs'] = 2
     settings['load_from'] = str(tmp_path / 'epoch_1.pth')
     assert in_child(train, settings, resume=True) == 0
