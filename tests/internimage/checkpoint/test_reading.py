@@ -12,6 +12,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader, Runner
 from torch import nn
 
@@ -135,6 +136,18 @@ def test_history_saved_with_numpy_1_loads(tmp_path):
     assert history.current() == 2
     assert scalar == 3
     assert array.tolist() == [True]
+
+
+def test_an_attribute_is_one_of_its_owner(tmp_path):
+    """OneCycle schedulers name two; another owner's of that name is another thing."""
+    path, name = tmp_path / 'attribute.pth', '_annealing_cos'
+    ours, others = OneCycleParamScheduler, torch.optim.lr_scheduler.OneCycleLR
+    torch.save({'function': Attribute(ours, name)}, path)
+    assert load_checkpoint_file(path)['function'] is getattr(ours, name)
+    for owner, attribute in ((others, name), (ours, '__init__'), (Path, 'touch')):
+        torch.save({'function': Attribute(owner, attribute)}, path)
+        with pytest.raises(pickle.UnpicklingError, match=rf'getattr|\.{attribute}'):
+            load_checkpoint_file(path)
 
 
 @pytest.mark.parametrize('zipped', [True, False])
