@@ -30,6 +30,7 @@ CODEBASES = {
     'nyu_depth_v2': 'mmseg',
     'openimages': 'mmdet',
     'pascal_context': 'mmseg',
+    'places': 'mmpretrain',
     'voc': 'mmdet',
 }
 

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expected: 61.2 top-1 on Places365 val (arXiv:2211.05778, Table 10); no weights are published.
+mim train internimage <path of this file> -G 32 -g 8 -l slurm -p PART --srun-args=-u
+"""  # noqa: E501
+
+_base_ = './_base_/internimage-h_places-384px.py'
+custom_imports = dict(imports=['internimage.classification'])
+
+model = dict(head=dict(num_classes=365))
+data_preprocessor = dict(num_classes=365)
+dataset = dict(
+    _delete_=True,
+    type='CustomDataset',
+    data_root='data/places365_standard',
+    with_label=True,
+)
+train_dataloader = dict(
+    dataset=dict(dataset, data_prefix='train', pipeline=_base_.train_pipeline)
+)
+val_dataloader = dict(
+    dataset=dict(dataset, data_prefix='val', pipeline=_base_.test_pipeline)
+)
+test_dataloader = val_dataloader
