@@ -20,6 +20,7 @@ CODEBASES = {
     'classification': 'mmpretrain',
     'detection': 'mmdet',
     'segmentation': 'mmseg',
+    'bdd100k': 'mmdet',
     'cityscapes': 'mmseg',
     'coco_o': 'mmdet',
     'coco_stuff10k': 'mmseg',

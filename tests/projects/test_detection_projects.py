@@ -30,6 +30,9 @@ from tests.tools.small_models import (
     Options,
     as_arguments,
 )
+from tests.tools.small_models import (
+    DINO as SMALL_DINO,
+)
 
 pytest.importorskip('mmdet')
 pytest.importorskip('faster_coco_eval')
@@ -132,6 +135,25 @@ def write_openimages(data: Path) -> None:
     path.write_text('\n'.join(rows) + '\n')
 
 
+def write_bdd100k(data: Path) -> None:
+    """Write two classes, the file's numbers of which are others than their places."""
+    root = data / 'bdd100k'
+    names = Config.fromfile(ROOT / BDD100K).classes
+    categories = [dict(id=10 * i + 5, name=name) for i, name in enumerate(names)]
+    box = dict(bbox=list(BOX), area=BOX[2] * BOX[3], iscrowd=0, category_id=25)
+    (root / 'labels' / 'det_20').mkdir(parents=True)
+    for split, number in (('train', NUM_TRAINED), ('val', NUM_TESTED)):
+        write_images(f'{root}/images/100k/{split}/0{{}}.jpg', number)
+        images = [
+            dict(id=i, file_name=f'0{i}.jpg', height=HEIGHT, width=WIDTH)
+            for i in range(number)
+        ]
+        annotations = [dict(box, id=i + 1, image_id=i) for i in range(number)]
+        content = dict(images=images, annotations=annotations, categories=categories)
+        path = root / 'labels' / 'det_20' / f'det_{split}_coco.json'
+        path.write_text(json.dumps(content))
+
+
 def lvis_content(split: str, number: int) -> dict[str, Any]:
     """Return what an annotation file has: 1203 categories, one box of the second each.
 
@@ -232,9 +254,24 @@ class Project(NamedTuple):
     metrics: tuple[str, ...]
 
 
+BDD100K = 'projects/bdd100k/configs/dino-4scale_internimage-h_8xb2-12e_bdd100k.py'
 VOC = 'voc/configs/dino-4scale_cb-internimage-h_16xb1-20k_o365-to-voc'
 SMALL_VOC: Options = {**DINO, **{RESIZED.format(i): (128, 96) for i in range(2)}}
 PROJECTS = {
+    'bdd100k': Project(
+        BDD100K.removeprefix('projects/').removesuffix('.py'),
+        {
+            **SMALL_DINO,
+            'train_cfg.max_epochs': 1,
+            'train_dataloader.dataset.pipeline.3.transforms.0.0.scales': [(96, 128)],
+            'train_dataloader.dataset.pipeline.3.transforms.1.0.scales': [(96, 128)],
+            'train_dataloader.dataset.pipeline.3.transforms.1.1.crop_size': (48, 64),
+            'train_dataloader.dataset.pipeline.3.transforms.1.2.scales': [(96, 128)],
+        },
+        write_bdd100k,
+        'car',
+        ('coco/bbox_mAP',),
+    ),
     'crowd_human': Project(
         'crowd_human/configs/cascade-rcnn_internimage-xl_fpn_8xb2-ms-crop-3x_crowdhuman',
         CASCADE,
@@ -329,7 +366,7 @@ def test_data_that_are_not_there_are_named(
 ):
     monkeypatch.chdir(tmp_path)
     config = read_config(path_of(PROJECTS[name]))
-    with pytest.raises(DataError, match=r'expected .*, got .* data/\w'):
+    with pytest.raises(DataError, match=r'data/\w.*: expected .*, got [Nn]o '):
         check_datasets(config)
 
 
