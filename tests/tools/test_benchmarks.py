@@ -104,6 +104,15 @@ def test_two_runs_make_a_quick_figure(load):
     assert len(calls) < 10  # with those that warm up
 
 
+def test_name_of_the_cpu(load, monkeypatch):
+    record = load('record')
+    texts = {'model name\t: A CPU  \nmodel name\t: B\n': 'A CPU', 'flags: x\n': 'armv9'}
+    monkeypatch.setattr(record.platform, 'machine', lambda: 'armv9')
+    for text, name in texts.items():
+        monkeypatch.setattr(Path, 'read_text', lambda _, text=text: text)
+        assert record.cpu_name() == name
+
+
 @pytest.mark.parametrize('has_cuda', [False, True])
 def test_a_gpu_is_taken_where_there_is_one(load, monkeypatch, has_cuda):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_cuda)
