@@ -18,7 +18,7 @@ import yaml
 
 from tests.paths import ROOT
 
-FOLDERS = ('.', 'docs', 'configs/*', 'projects/*', 'tools/benchmarks')
+FOLDERS = ('.', 'docs', 'configs/*', 'projects', 'projects/*', 'tools/benchmarks')
 DOCUMENTS = sorted(path for folder in FOLDERS for path in ROOT.glob(f'{folder}/*.md'))
 FILES = [
     path.relative_to(ROOT)
