@@ -2,6 +2,7 @@
 """Every config loads, fits its model, is named by the rules, and is in the index."""
 
 import ast
+import gzip
 import importlib
 import re
 import subprocess
@@ -22,9 +23,10 @@ from tests.our_configs import (
     METAFILES,
     build_on_meta,
     index,
+    published_config,
     read_config,
 )
-from tests.paths import CONFIGS, ROOT
+from tests.paths import CONFIGS, DATA, ROOT
 
 ARCHS = InternImage.arch_aliases
 
@@ -182,6 +184,60 @@ def test_index_counts_every_published_model():
     assert not published - set(ours)
     classifiers = [ours[name] for name in published if 'classification/' in name]
     assert len({of['Weights'] for of in classifiers}) == 8
+
+
+# Published config -> name of its weights, where one is for several configs or ends
+# otherwise.
+WEIGHTS = {
+    'dino_4scale_internimage_t_1x_coco_layer_wise_lr': (
+        'dino_4scale_internimage_t_1x_coco'
+    ),
+    **{
+        f'dino_4scale_cbinternimage_h_objects365_{name}': (
+            f'dino_4scale_cbinternimage_h_objects365_{data}'
+        )
+        for name, data in (
+            *(('lvis_minival_ss', 'lvis'), ('lvis_val_ss', 'lvis')),
+            *(('voc07', 'voc0712'), ('voc12', 'voc0712')),
+        )
+    },
+}
+FOLDER_OF_WEIGHTS = 'https://huggingface.co/OpenGVLab/InternImage/resolve/main'
+
+
+@pytest.mark.parametrize('name', [n for n, m in index().items() if 'Weights' in m])
+def test_weights_have_the_published_name(name: str):
+    """A file is called as the config that made it; at one scale or at several."""
+    model = index()[name]
+    code = published_config(model)
+    if code is None:  # tested elsewhere too
+        others = [m for m in index().values() if m.get('Weights') == model['Weights']]
+        assert any(published_config(other) for other in others)
+        return
+    stem = Path(code).stem
+    expected = WEIGHTS.get(stem, re.sub('_[sm]s$', '', stem))
+    assert model['Weights'] == f'{FOLDER_OF_WEIGHTS}/{expected}.pth'
+    assert model['Converted From']['Weights'] == model['Weights']
+
+
+def test_every_address_of_weights_is_one_of_these():
+    """In all configs and documents: of the index, or of what a recipe starts from."""
+    known = {model['Weights'] for model in index().values() if 'Weights' in model}
+    for recipes in ('recipes.json', 'recipes_segmentation.json.gz'):
+        known |= set(re.findall(rf'{FOLDER_OF_WEIGHTS}/[\w.-]+', read_text(recipes)))
+    files = [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')]
+    for folder in ('configs', 'projects'):
+        files += [p for p in (ROOT / folder).rglob('*') if p.suffix in ('.md', '.py')]
+    for path in files:
+        text = path.read_text().replace('$HF', FOLDER_OF_WEIGHTS)
+        for address in re.findall(rf'{FOLDER_OF_WEIGHTS}/[\w.-]+\w', text):
+            assert address in known, f'{path}: {address}'
+
+
+def read_text(name: str) -> str:
+    """Return a file of ``tests/data``, as it is before it was compressed."""
+    content = (DATA / name).read_bytes()
+    return (gzip.decompress(content) if name.endswith('.gz') else content).decode()
 
 
 @pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)
