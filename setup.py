@@ -45,11 +45,11 @@ class BuildPyWithMim(build_py):
         super().run()
         if self.editable_mode:
             return
+        # Those that model-index.yml names.
+        metafiles = ROOT.glob('projects/*/metafile.yml')
+        projects = [path.parent.relative_to(ROOT) for path in metafiles]
         for package in ('_internimage', 'internimage'):
             target = Path(self.build_lib) / package / '.mim'
-            # The projects are those that model-index.yml names.
-            metafiles = ROOT.glob('projects/*/metafile.yml')
-            projects = [path.parent.relative_to(ROOT) for path in metafiles]
             for name in ('configs', 'tools', *projects):
                 shutil.copytree(
                     ROOT / name,
