@@ -50,7 +50,9 @@ def test_every_door_says_what_starts_anew(door, kind, tmp_path, warnings, monkey
         weights = {k: v for k, v in weights.items() if k not in names}
     elif kind == 'misshapen':
         weights |= {name: torch.zeros(7, *weights[name].shape[1:]) for name in names}
-    torch.save(weights, 'x.pth')
+    names_of_classes = dict(classes=('one', 'two'), palette=[(0, 0, 0), (9, 9, 9)])
+    meta = {'dataset_meta': names_of_classes}
+    torch.save({'state_dict': weights, 'meta': meta}, 'x.pth')
     doors.DOORS[door]('x.pth')
     if kind == 'whole':
         assert not warnings
