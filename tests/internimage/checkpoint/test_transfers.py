@@ -96,6 +96,18 @@ def test_unsteady_network_is_borne(server, monkeypatch):
     assert len(server.requests) == -(-len(WEIGHTS) // 2500)
 
 
+@pytest.mark.parametrize(
+    ('asked', 'waited'), [({}, 1), ({'Retry_After': 7}, 7), ({'Retry_After': 999}, 60)]
+)
+def test_a_busy_server_gets_the_time_it_asks_for(server, monkeypatch, asked, waited):
+    pauses = []
+    monkeypatch.setattr(transfers, 'LIMITS', transfers.Limits(tries=2))
+    monkeypatch.setattr(transfers.time, 'sleep', pauses.append)
+    server.answers['/x.pth'] = status(503, **asked)
+    fails(f'{server.url}/x.pth', '503 Service Unavailable', 'try again later')
+    assert pauses == [waited]
+
+
 def test_mirror(server, monkeypatch):
     url = 'https://huggingface.co/OpenGVLab/InternImage/resolve/main/x.pth'
     monkeypatch.setenv('HF_ENDPOINT', f'{server.url}/')
