@@ -6,6 +6,7 @@ No test looks at how long anything took.
 
 import argparse
 import importlib
+import itertools
 import json
 import shlex
 import sys
@@ -102,6 +103,22 @@ def test_two_runs_make_a_quick_figure(load):
     ).values()
     assert found.runs == 2
     assert len(calls) < 10  # with those that warm up
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'most', 'runs'), [(0.5, 1000, 20), (0.01, 1000, 6), (0.5, 12, 12)]
+)
+def test_a_figure_takes_the_time_it_is_given(load, monkeypatch, seconds, most, runs):
+    """By a clock on which each call takes 25 ms."""
+    timing = load('timing')
+    ticks = itertools.count()
+    monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(ticks) * 0.025)
+    effort = timing.Effort(seconds=seconds, runs=6, rounds=4, most=most)
+    (found,) = timing.time_together(
+        {'a call': lambda: None}, torch.device('cpu'), effort
+    ).values()
+    assert found.runs == runs
+    assert found.median_s == pytest.approx(0.025)
 
 
 def test_name_of_the_cpu(load, monkeypatch):
